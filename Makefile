@@ -1,0 +1,44 @@
+# `make quickstart` trains a small model here and now; `make test` is what CI runs. Both start from nothing but Python.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+
+# A stamp says which extras .venv holds and is older than what it was made from as soon as that changes.
+RUNTIME := $(VENV)/.installed-runtime
+ALL := $(VENV)/.installed-all
+
+.PHONY: help venv quickstart test lint clean
+
+help:
+	@echo "make quickstart  train a small model on this machine, from nothing, and report its accuracy before and after"
+	@echo "make venv        make $(VENV) with everything that the tests, the lab and the benchmarks need"
+	@echo "make test        make venv, then lint, then every test"
+	@echo "make lint        ruff check and ruff format --check"
+	@echo "make clean       remove $(VENV) and the caches (runs/ stays)"
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(RUNTIME): pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) --editable '.[local]'
+	touch $@
+
+$(ALL): pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) --editable '.[local,lab,dev]'
+	touch $(RUNTIME) $@
+
+venv: $(ALL)
+
+quickstart: $(RUNTIME)
+	$(BIN)/trinity-rec quickstart
+
+lint: $(ALL)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+test: lint
+	$(BIN)/pytest
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist

@@ -1,0 +1,17 @@
+"""Settings every test runs under: one thread a process, and nothing that reaches past this machine.
+
+They are set before torch, transformers or Ray are imported, and in `os.environ`, so that the processes which tests start
+inherit them.
+"""
+
+import os
+
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    WANDB_MODE="disabled",
+    RAY_USAGE_STATS_ENABLED="0",
+    RAY_DISABLE_DOCKER_CPU_WARNING="1",
+    TOKENIZERS_PARALLELISM="false",
+)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
