@@ -1,7 +1,7 @@
 """Settings every test runs under: one thread a process, and nothing that reaches past this machine.
 
-They are set before torch, transformers or Ray are imported, and in `os.environ`, so that the processes which tests start
-inherit them.
+They are set before torch, transformers or Ray are imported, and in `os.environ`, so that the processes which
+tests start inherit them.
 """
 
 import os
