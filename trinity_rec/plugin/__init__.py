@@ -1,0 +1,1 @@
+"""What Trinity loads: the only part of the package that imports Trinity's algorithm interfaces."""

@@ -1,0 +1,229 @@
+"""`advantage_fn: trinity_rec.RECAdvantage`: rewards of an explorer batch in, one advantage for each token out."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+from trinity.algorithm.advantage_fn.advantage_fn import AdvantageFn
+from trinity.buffer.operators import ExperienceOperator
+from trinity.common.experience import Experience
+
+from trinity_rec import shaping
+
+DROPS = (None, "balance")
+DROP_FORMS = ("zero", "exclude")
+REWEIGHTS = (None, "adaptive")
+PAIRWISE = (None, *shaping.PAIRWISE_WEIGHTS)
+
+
+@dataclass
+class RECAdvantage(AdvantageFn, ExperienceOperator):
+    """Group-relative advantages; takes what upstream's `rec` advantage takes, with the same meaning.
+
+    A group is the experiences of one task. Experiences of one run (the steps of a multi-turn rollout) are one response:
+    it counts once, with the reward of its last step, and all its steps get its advantage. A response whose reward is
+    missing, NaN or infinite is left out of its group's statistics and of the loss, and counted. A group of one
+    response, or one whose rewards are all equal, gets advantage 0: it holds no comparison.
+
+    Attributes:
+        epsilon: added to the std by `std_normalize`.
+        std_normalize: divide by the group's population standard deviation, as GRPO does.
+        drop: "balance" is RED-Drop (section 4 of arXiv 2509.24203); None drops nothing.
+        drop_form: what dropping means. "zero", upstream's form: the advantage is 0, but the tokens stay in the token
+            mean and under any regulariser. "exclude", the paper's: they are out of both. Upstream's is the default
+            here, so that its YAMLs keep their meaning; the preset `red_drop` takes the paper's.
+        seed: of RED-Drop's choice; the same seed, task and run draw the same lot in any process and order.
+        pairwise: weights of pairwise-weighted REINFORCE (`shaping.pairwise_advantage`); None is r - mean.
+        pairwise_temp: the temperature of `pairwise: product`.
+        reweight: "adaptive" is adaptive RED-Weight (`shaping.adaptive_temperature`); None does not reweight.
+        reweight_floor: the least temperature of `reweight`.
+
+    Raises:
+        ValueError: an argument is not allowed; the message names it, its value and what is allowed.
+    """
+
+    epsilon: float = 1e-6
+    std_normalize: bool | None = False
+    drop: str | None = None
+    drop_form: str = "zero"
+    seed: int = 0
+    pairwise: str | None = None
+    pairwise_temp: float = 1.0
+    reweight: str | None = None
+    reweight_floor: float = 0.8
+
+    def __post_init__(self) -> None:
+        choices = {"drop": DROPS, "drop_form": DROP_FORMS, "pairwise": PAIRWISE, "reweight": REWEIGHTS}
+        for name, allowed in {**choices, "std_normalize": (True, False, None)}.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(map(str, allowed))}")
+        for name, least in (("epsilon", 0), ("pairwise_temp", 1e-9), ("reweight_floor", 1e-9)):
+            value = getattr(self, name)
+            if not isinstance(value, Real) or isinstance(value, bool) or not least <= value < math.inf:
+                raise ValueError(f"{name}={value!r} is not a number of at least {least}")
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool):
+            raise ValueError(f"seed={self.seed!r} is not an integer")
+        if self.pairwise is not None and (self.std_normalize or self.drop):
+            raise ValueError(
+                f"pairwise={self.pairwise!r} does not go with std_normalize or drop: it is a baseline itself"
+            )
+
+    def __call__(self, exps: list[Experience], **kwargs: Any) -> tuple[list[Experience], dict[str, float]]:
+        return self.process(exps)
+
+    def process(self, exps: list[Experience]) -> tuple[list[Experience], dict[str, float]]:
+        """Set `advantages` and `returns`, [response] each, of the experiences in place; mask what the loss must not
+        see.
+
+        Args:
+            exps: the experiences of one explorer step, all groups.
+
+        Returns:
+            The same experiences in the same order, and metrics under `group_advantages/`.
+        """
+        if not exps:
+            return [], {}
+        responses = _Responses.of(exps)
+        rewards, group, keep = responses.rewards, responses.group, responses.rewards.isfinite()
+        kept = keep
+        if self.drop == "balance":
+            kept = shaping.balanced_keep(rewards, group, keep, self._lottery(responses))
+        if self.pairwise is None:
+            advantages = shaping.group_advantage(
+                rewards, group, kept, std_normalize=bool(self.std_normalize), epsilon=self.epsilon
+            )
+        else:
+            advantages = shaping.pairwise_advantage(
+                rewards, group, kept, weights=self.pairwise, temp=self.pairwise_temp
+            )
+        metrics = self._group_metrics(rewards, group, keep, kept)
+        if self.reweight == "adaptive":
+            tokens = responses.tokens(exps)[kept]
+            found = shaping.adaptive_temperature(advantages[kept], tokens, floor=self.reweight_floor)
+            advantages = advantages * (advantages / found.temperature).exp()
+            metrics["group_advantages/reweight_inverse_temperature"] = 1 / found.temperature
+            metrics["group_advantages/reweight_at_floor"] = float(found.at_floor)
+        in_loss = kept if self.drop_form == "exclude" else keep
+        _write_back(exps, responses.of_experience, advantages, in_loss)
+        return exps, metrics
+
+    def _lottery(self, responses: _Responses) -> Tensor:
+        digests = (hashlib.blake2b(f"{self.seed}/{key}".encode(), digest_size=4).digest() for key in responses.keys)
+        return torch.tensor([int.from_bytes(digest, "big") for digest in digests], dtype=torch.float64)
+
+    def _group_metrics(self, rewards: Tensor, group: Tensor, keep: Tensor, kept: Tensor) -> dict[str, float]:
+        baseline = shaping.group_statistics(rewards, group, kept)
+        size = torch.bincount(group).double()
+        dropped = torch.bincount(group, (keep & ~kept).double(), minlength=len(size)) / size
+        seen = baseline.count > 0
+        metrics = {
+            "group_advantages/groups": float(len(size)),
+            "group_advantages/responses": float(len(group)),
+            "group_advantages/invalid_responses": float((~keep).sum()),
+            "group_advantages/dropped_responses": float((keep & ~kept).sum()),
+            "group_advantages/groups_of_one": float((baseline.count == 1).sum()),
+            "group_advantages/groups_without_spread": float((seen & (baseline.std == 0)).sum()),
+        }
+        per_group = {"reward_mean": baseline.mean[seen], "reward_std": baseline.std[seen], "drop_balance": dropped}
+        for name, values in per_group.items():
+            if len(values):
+                spread = {
+                    "mean": values.mean(),
+                    "max": values.max(),
+                    "min": values.min(),
+                    "std": values.std(correction=0),
+                }
+                metrics.update({f"group_advantages/{name}/{stat}": value.item() for stat, value in spread.items()})
+        return metrics
+
+    @classmethod
+    def compute_in_trainer(cls) -> bool:
+        """False: advantages need whole groups, so they are computed where the explorer's batch is seen whole."""
+        return False
+
+    @classmethod
+    def default_args(cls) -> dict[str, Any]:
+        return asdict(cls())
+
+
+@dataclass
+class _Responses:
+    """The responses behind a list of experiences: `of_experience` [experiences] numbers each experience's response."""
+
+    rewards: Tensor
+    group: Tensor
+    keys: list[str]
+    of_experience: list[int]
+
+    @classmethod
+    def of(cls, exps: Sequence[Experience]) -> _Responses:
+        # Workflows that number neither runs nor steps leave (run, step) repeated in a task: then each is a response.
+        steps: dict[tuple, int] = {}
+        for exp in exps:
+            step = (exp.eid.batch, exp.eid.task, exp.eid.run, exp.eid.step)
+            steps[step] = steps.get(step, 0) + 1
+        unnumbered = {step[:2] for step, times in steps.items() if times > 1}
+
+        groups: dict[tuple, int] = {}
+        index: dict[tuple, int] = {}
+        group, keys, rewards, last_step, of_experience = [], [], [], [], []
+        for position, exp in enumerate(exps):
+            eid = exp.eid
+            task = (eid.batch, eid.task)
+            response = (*task, position) if task in unnumbered else (*task, eid.run)
+            number = index.setdefault(response, len(index))
+            if number == len(group):
+                group.append(groups.setdefault(task, len(groups)))
+                keys.append("/".join(map(str, response)))
+                rewards.append(_reward(exp))
+                last_step.append(eid.step)
+            elif eid.step >= last_step[number]:
+                rewards[number], last_step[number] = _reward(exp), eid.step
+            of_experience.append(number)
+        return cls(
+            torch.tensor(rewards, dtype=torch.float64),
+            torch.tensor(group, dtype=torch.int64),
+            keys,
+            of_experience,
+        )
+
+    def tokens(self, exps: Sequence[Experience]) -> Tensor:
+        """How many tokens of each response are in the loss, [responses]."""
+        counts = torch.stack([exp.action_mask.count_nonzero() for exp in exps]).double()
+        return counts.new_zeros(len(self.keys)).index_add(0, torch.tensor(self.of_experience), counts)
+
+
+def _reward(exp: Experience) -> float:
+    """The scalar reward; NaN where it is missing or not a number."""
+    if exp.reward is not None:
+        return float(exp.reward)
+    return float("nan") if exp.token_level_reward is None else float(exp.token_level_reward.sum())
+
+
+def _write_back(exps: Sequence[Experience], of_experience: list[int], advantages: Tensor, in_loss: Tensor) -> None:
+    values, counted = advantages.tolist(), in_loss.tolist()
+    for exp, number in zip(exps, of_experience, strict=True):
+        if not counted[number]:
+            leave_out(exp)
+        exp.advantages = exp.action_mask * values[number]
+        exp.returns = exp.advantages.clone()
+
+
+def leave_out(exp: Experience) -> None:
+    """Take an experience out of the loss, in its place: batches keep their size, so it is masked, not removed.
+
+    A reward that is missing or not finite becomes 0, since the trainers build a tensor from it; `info` records that.
+    """
+    exp.action_mask = torch.zeros_like(exp.action_mask)
+    if not math.isfinite(_reward(exp)):
+        exp.info["invalid_reward"] = str(exp.reward)
+        exp.reward, exp.token_level_reward = 0.0, None
+    if exp.advantages is not None:
+        exp.advantages = torch.zeros_like(exp.advantages)

@@ -1,0 +1,27 @@
+"""Arguments from a YAML: refused before any worker starts, with the name that was probably meant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from difflib import get_close_matches
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def build(factory: Callable[..., T], where: str, known: Collection[str], given: Mapping[str, Any]) -> T:
+    """Call `factory` with the arguments of the YAML key `where`.
+
+    Raises:
+        ValueError: an argument is unknown or its value not allowed; one line with the key, the value and what is
+            allowed.
+    """
+    for name in given:
+        if name not in known:
+            near = get_close_matches(str(name), known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"
+            raise ValueError(f"{where}: unknown argument {name!r}; {hint}")
+    try:
+        return factory(**given)
+    except ValueError as error:
+        raise ValueError(f"{where}.{error}") from error
