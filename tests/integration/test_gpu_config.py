@@ -1,4 +1,4 @@
-"""The paper's GPU run, examples/rec_gsm8k/gsm8k.yaml, passes the checks of Trinity itself; no GPU is needed for that."""
+"""The paper's GPU run, examples/rec_gsm8k/gsm8k.yaml, passes the checks of Trinity itself; they need no GPU."""
 
 import json
 from pathlib import Path
