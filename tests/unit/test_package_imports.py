@@ -1,0 +1,39 @@
+"""Whatever trinity_rec imports is declared in pyproject.toml, so that no import works by another package's grace."""
+
+import ast
+import importlib.metadata
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "trinity_rec"
+# The stand-in is a package named vllm that only its own files import.
+SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if "vllm_stand_in" not in path.parts)
+
+
+def canonical(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield node.module.split(".")[0]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_import_is_declared(path):
+    declared = {
+        canonical(re.match(r"[\w.-]+", line).group())
+        for line in importlib.metadata.requires("trinity-rec")
+        if not re.search(r"extra == .(dev|lab|smollm2).", line)
+    }
+    providers = importlib.metadata.packages_distributions()
+    modules = set(imported(path)) - sys.stdlib_module_names - {"trinity_rec"}
+    undeclared = {name for name in modules if not declared & {canonical(dist) for dist in providers.get(name, [name])}}
+    assert undeclared == set()
