@@ -69,11 +69,10 @@ class PresetAlgorithm(AlgorithmType):
         _complete_advantage(config, cls.preset)
         needs_reference = _complete_kl(config)
         if config.model.tinker.enable and strategy_named(algorithm.sample_strategy) is None:
-            # Trinity's Tinker trainer reads `ref_logprob` in every step; without our strategy only a reference pass
-            # sets it.
+            # Trinity's Tinker trainer reads `ref_logprob` in every step; else only a reference pass supplies it.
             get_logger(__name__).warning(
-                f"algorithm.sample_strategy: {algorithm.sample_strategy} is not one of trinity_rec's, so on Tinker every "
-                "step runs a reference pass, and the token mean is a mean over responses of their token means"
+                f"algorithm.sample_strategy: {algorithm.sample_strategy} is not one of trinity_rec's, so on Tinker "
+                "every step runs a reference pass, and the token mean is a mean over responses of their token means"
             )
             needs_reference = True
         algorithm.algorithm_type = f"trinity_rec.{cls.preset.name}" + ("_with_reference" if needs_reference else "")

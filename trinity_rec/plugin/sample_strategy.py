@@ -132,8 +132,8 @@ class InformativeSampleStrategy(RECSampleStrategy):
             style = config.synchronizer.sync_style
             if style not in (SyncStyle.EXPLORER_DRIVEN, SyncStyle.FULLY_ASYNC):
                 raise ValueError(
-                    f"algorithm.sample_strategy_args.refill=True would starve under synchronizer.sync_style={style.value}: "
-                    "the explorer waits for the trainer; use explorer_driven or fully_async, or refill: false"
+                    "algorithm.sample_strategy_args.refill=True would starve under synchronizer.sync_style="
+                    f"{style.value}: the explorer waits for the trainer; use explorer_driven or fully_async"
                 )
 
 
