@@ -1,0 +1,19 @@
+"""The two ways in which the server says no: to the user who starts it, and to the client who asks."""
+
+
+class ServeError(Exception):
+    """The server cannot start; the message is one line for the user who started it."""
+
+
+class RequestError(Exception):
+    """A request that cannot be served; the client gets `status` and the one-line reason.
+
+    Args:
+        reason: what is wrong, in one line.
+        status: HTTP status, 4xx. (Not 408, 409 or 5xx: the SDK repeats those.)
+    """
+
+    def __init__(self, reason: str, status: int = 422):
+        super().__init__(reason)
+        self.reason = " ".join(reason.split())
+        self.status = status

@@ -1,0 +1,467 @@
+"""The batch sampler: one model, one thread, one running batch that requests join and finished samples leave.
+
+Each turn of the loop prefills the requests that have arrived (each distinct prompt once), then decodes one token for
+every running sample. All requests in a batch want the same weights; when the batch has run empty the model takes the
+weights of the next request in line.
+"""
+
+import logging
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from trinity_rec.tinker_local.errors import RequestError
+from trinity_rec.tinker_local.kv_cache import RaggedCache
+from trinity_rec.tinker_local.logprobs import LOGITS_SLICE, logits_of, pad, token_logprobs
+from trinity_rec.tinker_local.model import ServedModel, set_weights, weights_of
+from trinity_rec.tinker_local.stats import Stats
+from trinity_rec.tinker_local.streams import stream_keys, uniform
+from trinity_rec.tinker_local.weights import SnapshotPath, WeightStore
+
+PREFILL_TOKENS = 8192  # padded tokens in one prefill pass
+CACHE_BYTES = 4 * 2**30  # keys and values of a running batch, if all its samples run to their limits
+QUEUE_LIMIT = 8192  # requests that wait
+GATHER_SECONDS = 0.003  # an idle sampler waits so long for a first request's companions
+SERVER_SEED = 0  # of requests without a seed
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """What a client wants sampled.
+
+    Attributes:
+        weights: the snapshot to sample from; None for the base model.
+        prompt: token ids, at least one.
+        samples: how many responses.
+        max_tokens: tokens of a response at most, at least one.
+        temperature: 0 is greedy. Logprobs are those of the distribution at this temperature (at 1 if greedy), before
+            top-k and top-p cut it.
+        top_k: only the k most likely tokens; 0 for all.
+        top_p: only the fewest most likely tokens that together have this probability.
+        stop_tokens, stop_strings: end a response, besides the model's own end tokens; they stay in the response.
+        seed: same seed, prompt and weights, same responses. None: responses differ from one request to the next, but
+            a fresh server that gets the same requests answers the same.
+        prompt_logprobs: also return the logprob of each prompt token.
+        top_prompt_logprobs: also return so many most likely tokens at each prompt position.
+    """
+
+    weights: SnapshotPath | None
+    prompt: tuple[int, ...]
+    samples: int = 1
+    max_tokens: int = 1
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    stop_tokens: tuple[int, ...] = ()
+    stop_strings: tuple[str, ...] = ()
+    seed: int | None = None
+    prompt_logprobs: bool = False
+    top_prompt_logprobs: int = 0
+
+
+@dataclass(frozen=True)
+class Response:
+    """One sample: token ids and their logprobs, int64 and float32 [tokens]; whether it stopped by itself."""
+
+    tokens: Tensor
+    logprobs: Tensor
+    stopped: bool
+
+
+@dataclass
+class SampleResult:
+    """The answer to a request.
+
+    Attributes:
+        responses: one a sample, in order.
+        prompt_logprobs: [prompt], NaN for the first token.
+        top_prompt_logprobs: token ids and logprobs, each [prompt - 1, k], of the positions after the first.
+    """
+
+    responses: list[Response | None]
+    prompt_logprobs: Tensor | None = None
+    top_prompt_logprobs: tuple[Tensor, Tensor] | None = None
+
+
+@dataclass
+class Job:
+    """A request in the sampler, its answer so far, and whom to tell."""
+
+    request: SampleRequest
+    done: Callable[[SampleResult | Exception], None]
+    keys: Tensor
+    result: SampleResult
+    missing: int
+
+    @property
+    def length_limit(self) -> int:
+        """Prompt and response of one of its samples at most."""
+        return len(self.request.prompt) + self.request.max_tokens
+
+
+@dataclass
+class Sample:
+    """One response in the making."""
+
+    job: Job
+    index: int
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+
+
+@dataclass
+class Rows:
+    """The running samples, and what the next draw of each needs as tensors [rows].
+
+    Attributes:
+        state: `key` and `count` of the random stream, `length` of prompt and response so far, the `token` last drawn
+            (not yet in the cache), `temperature`, `top_k`, `top_p`.
+        greedy, cut: whether all rows are greedy; whether any row has a top-k or top-p.
+    """
+
+    samples: list[Sample]
+    state: dict[str, Tensor]
+    greedy: bool = False
+    cut: bool = False
+
+    def __post_init__(self) -> None:
+        self.greedy = all(sample.job.request.temperature == 0 for sample in self.samples)
+        self.cut = any(_cuts(sample.job.request) for sample in self.samples)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @classmethod
+    def of(cls, jobs: list[Job], device: torch.device) -> "Rows":
+        samples = [Sample(job, index) for job in jobs for index in range(job.request.samples)]
+        requests = [sample.job.request for sample in samples]
+        state = {
+            "key": torch.cat([torch.empty(0, dtype=torch.long), *(job.keys for job in jobs)]),
+            "count": torch.zeros(len(samples), dtype=torch.long),
+            "length": torch.tensor([len(request.prompt) for request in requests], dtype=torch.long),
+            "token": torch.zeros(len(samples), dtype=torch.long),
+            "temperature": torch.tensor([request.temperature for request in requests], dtype=torch.float32),
+            "top_k": torch.tensor([request.top_k for request in requests], dtype=torch.long),
+            "top_p": torch.tensor([request.top_p for request in requests], dtype=torch.float32),
+        }
+        return cls(samples, {name: tensor.to(device) for name, tensor in state.items()})
+
+    def select(self, rows: list[int]) -> "Rows":
+        index = torch.tensor(rows, dtype=torch.long, device=self.state["key"].device)
+        return Rows([self.samples[row] for row in rows], {name: t[index] for name, t in self.state.items()})
+
+    def append(self, other: "Rows") -> "Rows":
+        state = {name: torch.cat([tensor, other.state[name]]) for name, tensor in self.state.items()}
+        return Rows(self.samples + other.samples, state)
+
+
+class BatchSampler:
+    """Samples from the base model and from snapshots, on a thread of its own.
+
+    Args:
+        max_rows: samples in one batch at most.
+    """
+
+    def __init__(self, served: ServedModel, store: WeightStore, max_rows: int, stats: Stats):
+        self.served, self.store, self.max_rows, self.stats = served, store, max_rows, stats
+        self._model = served.copy()
+        self._weights: SnapshotPath | None = None
+        self._token_limit = CACHE_BYTES // served.cache_bytes_per_token
+        self._waiting: deque[Job] = deque()
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._unseeded: Counter[tuple] = Counter()
+        self._joining: list[Job] = []
+        self._rows = Rows.of([], served.device)
+        self._cache = RaggedCache()
+        self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: SampleRequest, done: Callable[[SampleResult | Exception], None]) -> None:
+        """Queue a request; `done` is called from the sampler's thread with the result or what went wrong.
+
+        Raises:
+            RequestError: more samples than fit a batch, or the queue is full (429: try again).
+        """
+        if request.samples > self.max_rows:
+            raise RequestError(f"{request.samples} samples of one prompt; this server's limit is {self.max_rows}")
+        with self._changed:
+            if self._stopping:
+                raise RequestError("the server is stopping", 410)
+            if len(self._waiting) >= QUEUE_LIMIT:
+                raise RequestError("too many requests wait for the sampler", 429)
+            result = SampleResult([None] * request.samples)
+            self._waiting.append(Job(request, done, self._streams(request), result, request.samples))
+            self._changed.notify()
+
+    def in_use(self) -> set[SnapshotPath]:
+        """Snapshots that waiting requests want."""
+        with self._changed:
+            return {job.request.weights for job in self._waiting if job.request.weights is not None}
+
+    def close(self) -> None:
+        """Stop after the current step; requests without an answer fail."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        self._thread.join()
+
+    # ---- the thread ----
+
+    def _run(self) -> None:
+        while self._wait_for_work():
+            try:
+                with torch.inference_mode():
+                    self._turn()
+            except RequestError as error:
+                self._fail(error)
+            except Exception as error:  # whatever went wrong with a request, the next one is served
+                log.exception("sampling failed")
+                self._fail(error)
+        self._fail(RequestError("the server is stopping", 410))
+
+    def _wait_for_work(self) -> bool:
+        with self._changed:
+            if not self._rows and not self._waiting:
+                self._changed.wait_for(lambda: self._waiting or self._stopping)
+                self._changed.wait_for(lambda: self._stopping, timeout=GATHER_SECONDS)
+            return not self._stopping
+
+    def _turn(self) -> None:
+        self._joining = self._admit()
+        if self._joining:
+            self._take_weights(self._joining[0].request.weights)
+            for jobs in _prefill_groups(self._joining):
+                self._prefill(jobs)
+            self._joining = []
+        if self._rows:
+            self._decode()
+
+    def _admit(self) -> list[Job]:
+        """Waiting requests that may join now, first come first served.
+
+        A running batch admits only while the head of the queue wants the same weights, so that nobody waits for ever;
+        a new batch takes all that want the weights of the head, wherever they stand.
+        """
+        admitted: list[Job] = []
+        with self._changed:
+            if not self._waiting:
+                return admitted
+            rows = len(self._rows)
+            longest = max((sample.job.length_limit for sample in self._rows.samples), default=0)
+            weights = self._weights if rows else self._waiting[0].request.weights
+            passed_over: list[Job] = []
+            while self._waiting:
+                job = self._waiting[0]
+                if job.request.weights != weights:
+                    if self._rows:
+                        break
+                    passed_over.append(self._waiting.popleft())
+                    continue
+                longest = max(longest, job.length_limit)
+                rows += job.request.samples
+                too_many = rows > self.max_rows or rows * longest > self._token_limit
+                if too_many and rows > job.request.samples:  # alone it may run; in company it waits
+                    break
+                admitted.append(self._waiting.popleft())
+            self._waiting.extendleft(reversed(passed_over))
+        return admitted
+
+    def _take_weights(self, weights: SnapshotPath | None) -> None:
+        if weights != self._weights:
+            with self.stats.timed("load", loads=1):
+                source = weights_of(self.served.base) if weights is None else self.store.load(weights)
+                set_weights(self._model, source)
+            self._weights = weights
+
+    def _prefill(self, jobs: list[Job]) -> None:
+        """One pass over the distinct prompts of these jobs; their samples draw their first token and join."""
+        prompts = list(dict.fromkeys(job.request.prompt for job in jobs))
+        ids = [torch.tensor(prompt) for prompt in prompts]
+        with self.stats.timed("prefill", prefill_tokens=sum(map(len, prompts)), prefill_passes=1):
+            cache = DynamicCache()
+            hidden = self._model.base_model(
+                input_ids=pad(ids).to(self.served.device), past_key_values=cache, use_cache=True
+            ).last_hidden_state
+            for job in jobs:
+                self._score_prompt(job, hidden[prompts.index(job.request.prompt)])
+            rows = Rows.of(jobs, self.served.device)
+            sources = torch.tensor([prompts.index(sample.job.request.prompt) for sample in rows.samples])
+            sources = sources.to(self.served.device)
+            logits = logits_of(self._model, hidden[sources, rows.state["length"] - 1])
+            going_on = self._draw(rows, logits)
+            if going_on:
+                self._cache.join(cache, sources[torch.tensor(going_on, device=sources.device)])
+                self._rows = self._rows.append(rows.select(going_on))
+
+    def _decode(self) -> None:
+        """One more token for every running sample; those that end leave."""
+        state = self._rows.state
+        with self.stats.timed("generate", generate_tokens=len(self._rows), generate_steps=1):
+            # `token` is not yet in the cache; it goes to the column before the one that is drawn now.
+            columns = state["length"] - 1
+            mask = self._cache.write_at(columns, int(columns.max()) + 1)
+            hidden = self._model.base_model(
+                input_ids=state["token"][:, None],
+                attention_mask=mask,
+                position_ids=columns[:, None],
+                past_key_values=self._cache,
+                use_cache=True,
+            ).last_hidden_state
+            going_on = self._draw(self._rows, logits_of(self._model, hidden[:, 0]))
+            if not going_on:
+                self._rows, self._cache = Rows.of([], self.served.device), RaggedCache()
+            elif len(going_on) < len(self._rows):
+                self._rows = self._rows.select(self._cache.keep(going_on))
+
+    def _draw(self, rows: Rows, logits: Tensor) -> list[int]:
+        """Draw a token a row and note it; returns the rows that go on, in order."""
+        token, logprob = draw(rows, logits)
+        rows.state["token"] = token
+        rows.state["count"] += 1
+        rows.state["length"] += 1
+        going_on = []
+        for row, (sample, drawn, score) in enumerate(zip(rows.samples, token.tolist(), logprob.tolist(), strict=True)):
+            sample.tokens.append(drawn)
+            sample.logprobs.append(score)
+            stopped = self._stops(sample, drawn)
+            if stopped or len(sample.tokens) >= sample.job.request.max_tokens:
+                self._finish(sample, stopped)
+            else:
+                going_on.append(row)
+        return going_on
+
+    def _stops(self, sample: Sample, token: int) -> bool:
+        request = sample.job.request
+        if token in self.served.stop_ids or token in request.stop_tokens:
+            return True
+        if not request.stop_strings:
+            return False
+        # A token is at least a byte of text, so a stop string that ends here began at most so many tokens ago.
+        tail = max(len(stop.encode()) for stop in request.stop_strings) + 4
+        text = self.served.tokenizer.decode(sample.tokens[-tail:])
+        return any(stop in text for stop in request.stop_strings)
+
+    def _finish(self, sample: Sample, stopped: bool) -> None:
+        job = sample.job
+        logprobs = torch.tensor(sample.logprobs)
+        if not logprobs.isfinite().all():
+            raise ArithmeticError("the model's logits are not finite")
+        job.result.responses[sample.index] = Response(torch.tensor(sample.tokens), logprobs, stopped)
+        job.missing -= 1
+        if job.missing == 0:
+            self.stats.add(sample_requests=1)
+            job.done(job.result)
+
+    def _score_prompt(self, job: Job, hidden: Tensor) -> None:
+        """Logprobs of the prompt's own tokens, where the request wants them."""
+        request, result = job.request, job.result
+        if not (request.prompt_logprobs or request.top_prompt_logprobs):
+            return
+        hidden = hidden[: len(request.prompt) - 1]
+        if request.prompt_logprobs:
+            targets = torch.tensor(request.prompt[1:], dtype=torch.long, device=hidden.device)
+            scores = token_logprobs(self._model, hidden, targets).cpu()
+            result.prompt_logprobs = torch.cat([torch.tensor([torch.nan]), scores])
+        if request.top_prompt_logprobs:
+            best = [
+                logits_of(self._model, part).log_softmax(-1).topk(request.top_prompt_logprobs)
+                for part in hidden.split(max(1, LOGITS_SLICE // self.served.vocabulary))
+            ]
+            empty = torch.empty(0, request.top_prompt_logprobs)
+            result.top_prompt_logprobs = (
+                torch.cat([empty.long(), *(part.indices.cpu() for part in best)]),
+                torch.cat([empty, *(part.values.cpu() for part in best)]),
+            )
+
+    def _streams(self, request: SampleRequest) -> Tensor:
+        """Random streams: of the seed, the prompt and the snapshot's name, and without a seed of how often that was.
+
+        The prompt and the snapshot take part because Trinity sends one seed with every request of a run.
+        """
+        identity = (request.seed, request.weights and request.weights.name, request.prompt)
+        if request.seed is not None:
+            return stream_keys(request.samples, *identity)
+        if len(self._unseeded) >= 2**17:
+            self._unseeded.clear()
+        self._unseeded[identity] += 1
+        return stream_keys(request.samples, SERVER_SEED, self._unseeded[identity], *identity)
+
+    def _fail(self, error: Exception) -> None:
+        """Fail what is running, and when the server stops also what waits."""
+        jobs = [*self._joining, *(sample.job for sample in self._rows.samples)]
+        with self._changed:
+            if self._stopping:
+                jobs += self._waiting
+                self._waiting.clear()
+        self._joining, self._rows, self._cache = [], Rows.of([], self.served.device), RaggedCache()
+        for job in {id(job): job for job in jobs if job.missing}.values():
+            job.done(error)
+
+
+def draw(rows: Rows, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """One token a row.
+
+    Args:
+        logits: float32 [rows, vocabulary].
+
+    Returns:
+        Tokens [rows] and their logprobs [rows] at the row's temperature, before top-k and top-p.
+    """
+    state = rows.state
+    temperature = state["temperature"]
+    greedy = temperature == 0
+    logprobs = (logits / temperature.masked_fill(greedy, 1.0)[:, None]).log_softmax(-1)
+    token = logprobs.argmax(-1)
+    if not rows.greedy:
+        mass = logprobs.exp()
+        if rows.cut:
+            cut = ((state["top_k"] > 0) | (state["top_p"] < 1)).nonzero()[:, 0]
+            mass[cut] = truncate(mass[cut], state["top_k"][cut], state["top_p"][cut])
+        uniforms = uniform(state["key"], state["count"])[:, None]
+        cumulated = mass.cumsum(-1, dtype=uniforms.dtype)
+        # The first token whose cumulated mass exceeds the threshold: never one without mass.
+        drawn = torch.searchsorted(cumulated, uniforms * cumulated[:, -1:], right=True)[:, 0]
+        token = torch.where(greedy, token, drawn.clamp_(max=logits.shape[1] - 1))
+    return token, logprobs.gather(1, token[:, None])[:, 0]
+
+
+def truncate(probabilities: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+    """Zero what top-k and top-p leave out of each row's distribution; not normalised again.
+
+    Args:
+        probabilities: [rows, vocabulary].
+        top_k: [rows]; 0 for all.
+        top_p: [rows]; the fewest most likely tokens that together reach it stay, at least one.
+    """
+    ordered, order = probabilities.sort(-1, descending=True)
+    rank = torch.arange(ordered.shape[1], device=ordered.device)
+    stays = (rank < top_k[:, None]) | (top_k[:, None] == 0)
+    before = torch.where(stays, ordered, 0.0).cumsum(-1) - ordered
+    # As in vLLM, top-p is of what top-k has left.
+    kept_mass = torch.where(stays, ordered, 0.0).sum(-1, keepdim=True)
+    stays &= (before < top_p[:, None] * kept_mass) | (top_p[:, None] >= 1)
+    stays[:, 0] = True
+    return torch.zeros_like(probabilities).scatter_(1, order, torch.where(stays, ordered, 0.0))
+
+
+def _cuts(request: SampleRequest) -> bool:
+    return request.top_k > 0 or request.top_p < 1
+
+
+def _prefill_groups(jobs: list[Job]) -> Iterator[list[Job]]:
+    """Jobs of like prompt length together, as many as one pass takes."""
+    group: list[Job] = []
+    for job in sorted(jobs, key=lambda job: len(job.request.prompt)):
+        if group and (len(group) + 1) * len(job.request.prompt) > PREFILL_TOKENS:
+            yield group
+            group = []
+        group.append(job)
+    yield group

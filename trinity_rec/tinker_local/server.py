@@ -1,0 +1,338 @@
+"""The HTTP side: routes of the Tinker API, one line each where that is enough, and the life of the server process."""
+
+import asyncio
+import contextlib
+import hmac
+import ipaddress
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+import uvicorn
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from trinity_rec.tinker_local import wire
+from trinity_rec.tinker_local.backend import Backend
+from trinity_rec.tinker_local.errors import RequestError, ServeError
+from trinity_rec.tinker_local.model import load
+from trinity_rec.tinker_local.weights import WeightStore
+
+LONG_POLL_SECONDS = 30.0  # the SDK's own timeout is 45
+CLOSE_SECONDS = 10  # for clients to fetch what they wait for, when the server stops
+
+
+def serve(
+    model_dir: Path,
+    root: Path,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    device: str = "cpu",
+    threads: int | None = None,
+    keep: int = 2,
+    max_rows: int = 256,
+    graph_budget_mb: int = 2048,
+    api_key: str | None = None,
+    ready: Callable[[str], None] | None = None,
+) -> None:
+    """Serve a model until SIGTERM or SIGINT; blocks.
+
+    Args:
+        model_dir: a Hugging Face directory of a causal language model with its tokenizer.
+        root: where snapshots are kept, by one server at a time.
+        host: the interface to listen on; other machines may ask only with an API key.
+        port: 0 for any free one.
+        device: any torch device.
+        threads: of torch on the CPU; by default as many as torch takes.
+        keep: newest samplers, and newest checkpoints, that stay on disk for each training run; at least 2. What a
+            client still samples from stays besides.
+        max_rows: samples in one batch.
+        graph_budget_mb: memory for graphs kept between a forward and its backward, for each training run.
+        api_key: what clients must send as X-API-Key (the SDK's TINKER_API_KEY; it insists on a leading `tml-`).
+        ready: called with the base URL once requests are accepted.
+
+    Raises:
+        ServeError: the server cannot start, in one line.
+    """
+    for name, value in {"threads": threads or 1, "max_rows": max_rows}.items():
+        if value < 1:
+            raise ServeError(f"{name} must be at least 1, got {value}")
+    if graph_budget_mb < 0:
+        raise ServeError(f"graph_budget_mb must not be negative, got {graph_budget_mb}")
+    if not _is_loopback(host) and not api_key:
+        raise ServeError(f"listening on {host} lets other machines in: set an API key")
+    with _stop_on_signals(), contextlib.closing(_listen(host, port)) as listener:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        served = load(model_dir, device)
+        backend = Backend(served, WeightStore(root, keep), max_rows, graph_budget_mb * 2**20)
+        address = f"[{host}]" if ":" in host else host
+        server = _Server(backend, api_key, lambda: ready and ready(f"http://{address}:{listener.getsockname()[1]}"))
+        asyncio.run(server.serve(sockets=[listener]))
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn, which announces itself, lets running work end before it closes, and exits with 0 on a signal."""
+
+    def __init__(self, backend: Backend, api_key: str | None, announce: Callable[[], None]):
+        self._backend, self._announce = backend, announce
+        super().__init__(
+            uvicorn.Config(
+                make_app(backend, api_key),
+                log_level="warning",
+                access_log=False,
+                lifespan="off",
+                timeout_graceful_shutdown=CLOSE_SECONDS,
+            )
+        )
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._announce()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await asyncio.to_thread(self._backend.close)
+        await super().shutdown(sockets)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Unlike uvicorn's own, does not raise the signal again once the server has stopped."""
+        with _handle_signals(self.handle_exit):
+            yield
+
+
+@contextlib.contextmanager
+def _handle_signals(handler: Callable) -> Iterator[None]:
+    try:
+        before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread, which is the one that signals reach
+        before = {}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
+
+
+def _stop_on_signals() -> contextlib.AbstractContextManager[None]:
+    """Until the server runs and handles signals itself, they end the process at once, as quietly."""
+    return _handle_signals(lambda *_: sys.exit(0))
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen()
+        except BaseException:
+            listener.close()
+            raise
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ServeError(f"cannot listen on {host}, port {port}: {reason}") from error
+    return listener
+
+
+def make_app(backend: Backend, api_key: str | None) -> FastAPI:
+    """The application: routes, limits and errors."""
+    app = FastAPI(title="trinity-rec tinker_local", docs_url=None, redoc_url=None, openapi_url=None)
+    app.include_router(_routes(backend), prefix="/api/v1")
+    app.add_middleware(_Gate, api_key=api_key)
+
+    @app.exception_handler(RequestError)
+    async def refuse(_: Request, error: RequestError) -> JSONResponse:
+        return JSONResponse({"detail": error.reason}, error.status)
+
+    @app.exception_handler(RequestValidationError)
+    async def refuse_invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        return JSONResponse({"detail": wire.validation_reason(error.errors())}, 422)
+
+    @app.get("/healthz")
+    async def healthz() -> dict:
+        return {"status": "ok"}
+
+    @app.get("/stats")
+    async def stats() -> dict:
+        return backend.stats.snapshot() | {"pending_requests": len(backend.futures)}
+
+    return app
+
+
+class _Gate:
+    """Nothing larger than the limit and nobody without the key comes in."""
+
+    def __init__(self, app: ASGIApp, api_key: str | None):
+        self._app, self._key = app, api_key
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        headers, too_large = dict(scope["headers"]), f"the body is larger than {wire.MAX_BODY} bytes"
+        sent_key, length = headers.get(b"x-api-key", b""), headers.get(b"content-length", b"")
+        refusal = None
+        if self._key and scope["path"] != "/healthz" and not hmac.compare_digest(sent_key, self._key.encode()):
+            refusal = JSONResponse({"detail": "wrong or missing API key"}, 401)
+        elif length.isdigit() and int(length) > wire.MAX_BODY:
+            refusal = JSONResponse({"detail": too_large}, 413)
+        if refusal is not None:
+            return await refusal(scope, receive, send)
+        received = 0
+
+        async def limited() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > wire.MAX_BODY:  # sent in chunks, without a length
+                raise HTTPException(413, too_large)
+            return message
+
+        await self._app(scope, limited, send)
+
+
+def _routes(backend: Backend) -> APIRouter:
+    router = APIRouter()
+    served = backend.served
+
+    # ---- what the SDK asks before anything else ----
+
+    @router.post("/client/config")
+    async def client_config() -> dict:
+        # One request a batch, so that a forward's graph meets its backward; no transport of the SDK's own on loopback.
+        return {
+            "parallel_fwdbwd_chunks": False,
+            "fwdbwd_max_chunk_len": wire.MAX_BATCH,
+            "fwdbwd_max_chunk_bytes_count": wire.MAX_BODY // 2,
+            "use_pyqwest_transport": False,
+            "sample_enable_stuck_detection": False,
+        }
+
+    @router.post("/client/dynamic_config")
+    async def client_dynamic_config() -> dict:
+        return {}
+
+    @router.get("/healthz")
+    async def healthz() -> dict:
+        return {"status": "ok"}
+
+    @router.get("/get_server_capabilities")
+    async def get_server_capabilities() -> dict:
+        names = (served.name, *served.aliases)
+        models = [{"model_name": name, "max_context_length": served.context_length} for name in names]
+        return {"supported_models": models}
+
+    @router.post("/telemetry")
+    async def telemetry() -> dict:
+        return {"status": "accepted"}  # and forgotten
+
+    # ---- sessions ----
+
+    @router.post("/create_session")
+    async def create_session(body: wire.CreateSession) -> dict:
+        return {"session_id": backend.create_session(), "type": "create_session"}
+
+    @router.post("/session_heartbeat")
+    async def session_heartbeat(body: wire.SessionHeartbeat) -> dict:
+        backend.heartbeat(body.session_id)
+        return {"type": "session_heartbeat"}
+
+    @router.post("/create_sampling_session")
+    async def create_sampling_session(body: wire.CreateSamplingSession) -> dict:
+        session = backend.create_sampling_session(body)
+        return {"sampling_session_id": session, "type": "create_sampling_session"}
+
+    @router.get("/samplers/{identifier}")
+    async def get_sampler(identifier: str) -> dict:
+        path = backend.sampling_session(identifier).path
+        return {"sampler_id": identifier, "base_model": served.name, "model_path": path and str(path)}
+
+    # ---- training ----
+
+    @router.post("/create_model")
+    async def create_model(body: wire.CreateModel) -> dict:
+        return {"request_id": backend.create_model(body)}
+
+    @router.post("/unload_model")
+    async def unload_model(body: wire.OfModel) -> dict:
+        return {"request_id": backend.unload_model(body.model_id)}
+
+    @router.post("/get_info")
+    async def get_info(body: wire.OfModel) -> dict:
+        backend.run(body.model_id)
+        return {
+            "type": "get_info",
+            "model_id": body.model_id,
+            "model_name": served.name,
+            "model_data": {"model_name": served.name, "tokenizer_id": served.name},
+            "is_lora": False,
+        }
+
+    @router.post("/forward_backward")
+    async def forward_backward(request: Request) -> dict:
+        body = wire.unpack(await request.body(), request.headers.get("content-encoding"))
+        return {"request_id": backend.forward_backward(body)}
+
+    @router.post("/optim_step")
+    async def optim_step(body: wire.OptimStep) -> dict:
+        return {"request_id": backend.optim_step(body)}
+
+    # ---- weights ----
+
+    @router.post("/save_weights")
+    async def save_weights(body: wire.SaveWeights) -> dict:
+        return {"request_id": backend.save_weights(body)}
+
+    @router.post("/save_weights_for_sampler")
+    async def save_weights_for_sampler(body: wire.SaveWeightsForSampler) -> dict:
+        return {"request_id": backend.save_weights_for_sampler(body)}
+
+    @router.post("/load_weights")
+    async def load_weights(body: wire.LoadWeights) -> dict:
+        return {"request_id": backend.load_weights(body)}
+
+    @router.post("/weights_info")
+    async def weights_info(body: wire.WeightsInfo) -> dict:
+        path = wire.SnapshotPath.parse(body.tinker_path)
+        if not backend.store.exists(path):
+            raise RequestError(f"no such weights: {path}", 404)
+        # All parameters are trained, but the SDK resumes only what calls itself a LoRA.
+        return {"base_model": served.name, "is_lora": True, "lora_rank": 1}
+
+    @router.delete("/training_runs/{model_id}/checkpoints/{name:path}", status_code=204)
+    async def delete_checkpoint(model_id: str, name: str) -> None:
+        backend.delete_checkpoint(model_id, name)
+
+    # ---- sampling, and the answers to everything ----
+
+    @router.post("/asample")
+    async def asample(body: wire.Asample) -> dict:
+        request_id = backend.sample(body)
+        # Newer SDKs want a name for each sample.
+        names = [f"{request_id}:{index}" for index in range(body.num_samples)]
+        return {"request_id": request_id, "sample_sequence_ids": names}
+
+    @router.post("/retrieve_future")
+    async def retrieve_future(body: wire.RetrieveFuture) -> Response:
+        answer = await backend.futures.answer(body.request_id, LONG_POLL_SECONDS)
+        if answer is None:
+            return JSONResponse({"type": "try_again", "request_id": body.request_id, "queue_state": "active"}, 408)
+        if isinstance(answer, bytes):
+            return Response(answer, media_type="application/x-protobuf")
+        return JSONResponse(answer)
+
+    return router

@@ -1,0 +1,292 @@
+"""The wire: request bodies to our own types, results to protobuf. Everything a client sends is checked here.
+
+The formats are those of the `tinker` SDK 0.25 (`tinker/proto`, `tinker/types`): JSON, but protobuf for
+forward_backward, its answer, and the answer to a sampling request.
+"""
+
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import zstandard
+from google.protobuf.message import DecodeError
+from pydantic import BaseModel, ConfigDict, Field
+from tinker.proto import tinker_public_pb2 as pb
+from torch import Tensor
+
+from trinity_rec.tinker_local.errors import RequestError
+from trinity_rec.tinker_local.model import ServedModel
+from trinity_rec.tinker_local.sampling import SampleRequest, SampleResult
+from trinity_rec.tinker_local.training import AdamParams, Datum
+from trinity_rec.tinker_local.weights import SnapshotPath
+
+MAX_BODY = 256 * 2**20  # bytes of a request, also once it is unpacked
+MAX_BATCH = 16384  # sequences in one request
+_NOT_A_NUMBER = float("nan")
+_NO_TOKEN_LOGPROB = -99999.0  # of empty cells in a matrix of top prompt logprobs
+
+_DTYPES = {pb.DTYPE_FLOAT32: np.dtype("<f4"), pb.DTYPE_INT64: np.dtype("<i8")}
+
+Identifier = Annotated[str, Field(min_length=1, max_length=200)]
+SequenceNumber = Annotated[int, Field(ge=0)]
+
+
+class Body(BaseModel):
+    """A JSON request. Unknown fields are the business of newer SDKs; wrong types are an error."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", protected_namespaces=())
+
+
+class CreateSession(Body):
+    sdk_version: str = ""
+
+
+class SessionHeartbeat(Body):
+    session_id: Identifier
+
+
+class CreateSamplingSession(Body):
+    session_id: Identifier
+    sampling_session_seq_id: SequenceNumber
+    base_model: str | None = None
+    model_path: str | None = None
+
+
+class LoraConfig(Body):
+    """The rank has no meaning for full-parameter training; which parts are trained has."""
+
+    train_mlp: bool = True
+    train_attn: bool = True
+    train_unembed: bool = True
+
+
+class CreateModel(Body):
+    session_id: Identifier
+    model_seq_id: SequenceNumber
+    base_model: str
+    lora_config: LoraConfig | None = None
+
+
+class OfModel(Body):
+    model_id: Identifier
+
+
+class OptimStep(OfModel):
+    class Adam(Body):
+        learning_rate: float = Field(1e-4, ge=0, allow_inf_nan=False)
+        beta1: float = Field(0.9, ge=0, lt=1)
+        beta2: float = Field(0.95, ge=0, lt=1)
+        eps: float = Field(1e-12, ge=0, allow_inf_nan=False)
+        weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
+        grad_clip_norm: float = Field(0.0, ge=0, allow_inf_nan=False)
+
+    adam_params: Adam
+    seq_id: SequenceNumber | None = None
+
+    def adam(self) -> AdamParams:
+        return AdamParams(**self.adam_params.model_dump())
+
+
+class SaveWeights(OfModel):
+    path: str
+    seq_id: SequenceNumber | None = None
+    overwrite: bool = False
+
+
+class SaveWeightsForSampler(OfModel):
+    path: str | None = None
+    seq_id: SequenceNumber | None = None
+    sampling_session_seq_id: SequenceNumber | None = None
+
+
+class LoadWeights(OfModel):
+    path: str
+    optimizer: bool
+    seq_id: SequenceNumber | None = None
+
+
+class WeightsInfo(Body):
+    tinker_path: str
+
+
+class RetrieveFuture(Body):
+    request_id: Identifier
+
+
+class Asample(Body):
+    class Chunk(Body):
+        type: str = "encoded_text"
+        tokens: list[int] | None = None
+
+    class Prompt(Body):
+        chunks: "list[Asample.Chunk]"
+
+    class Params(Body):
+        max_tokens: int | None = Field(None, ge=1)
+        seed: int | None = None
+        stop: str | list[int] | list[str] | None = None
+        temperature: float = Field(1.0, ge=0, le=100)
+        top_k: int = Field(-1, ge=-1)
+        top_p: float = Field(1.0, gt=0, le=1)
+
+    sampling_session_id: Identifier
+    seq_id: SequenceNumber | None = None
+    prompt: Prompt
+    sampling_params: Params = Params()
+    num_samples: int = Field(1, ge=1)
+    prompt_logprobs: bool | None = None
+    topk_prompt_logprobs: int | None = Field(0, ge=0, le=1000)
+
+    def request(self, weights: SnapshotPath | None, served: ServedModel) -> SampleRequest:
+        """Raises RequestError for a prompt or a length that the model cannot take."""
+        for chunk in self.prompt.chunks:
+            if chunk.type != "encoded_text" or chunk.tokens is None:
+                raise RequestError(f"only text can be sampled from; the prompt has a chunk of type {chunk.type[:40]!r}")
+        prompt = tuple(token for chunk in self.prompt.chunks for token in chunk.tokens)
+        _check_length(len(prompt), served.context_length - 1, "the prompt")
+        if min(prompt) < 0 or max(prompt) >= served.vocabulary:
+            raise RequestError(f"the prompt has a token id outside the vocabulary of {served.vocabulary}")
+        params, room = self.sampling_params, served.context_length - len(prompt)
+        stop = params.stop if isinstance(params.stop, list) else [params.stop] if params.stop else []
+        if len(stop) > 64 or any(isinstance(entry, str) and not 0 < len(entry) <= 1000 for entry in stop):
+            raise RequestError("stop takes at most 64 entries, strings of 1 to 1000 characters")
+        return SampleRequest(
+            weights=weights,
+            prompt=prompt,
+            samples=self.num_samples,
+            max_tokens=min(params.max_tokens or room, room),
+            temperature=params.temperature,
+            top_k=max(params.top_k, 0),
+            top_p=params.top_p,
+            stop_tokens=tuple(entry for entry in stop if isinstance(entry, int)),
+            stop_strings=tuple(entry for entry in stop if isinstance(entry, str)),
+            # As in vLLM, a negative seed is none.
+            seed=params.seed if params.seed is not None and params.seed >= 0 else None,
+            prompt_logprobs=bool(self.prompt_logprobs),
+            top_prompt_logprobs=min(self.topk_prompt_logprobs or 0, served.vocabulary),
+        )
+
+
+def unpack(body: bytes, encoding: str | None) -> bytes:
+    """Undo the body's content encoding, never to more than MAX_BODY bytes."""
+    if encoding in (None, "", "identity"):
+        return body
+    if encoding != "zstd":
+        raise RequestError(f"content encoding {encoding[:40]!r} is not supported", 415)
+    try:
+        with zstandard.ZstdDecompressor().stream_reader(body) as reader:
+            unpacked = reader.read(MAX_BODY + 1)
+    except zstandard.ZstdError as error:
+        raise RequestError("the body is not valid zstd", 400) from error
+    if len(unpacked) > MAX_BODY:
+        raise RequestError(f"the body is larger than {MAX_BODY} bytes", 413)
+    return unpacked
+
+
+def parse_forward_backward(body: bytes) -> pb.ForwardBackwardRequest:
+    try:
+        return pb.ForwardBackwardRequest.FromString(body)
+    except DecodeError as error:
+        raise RequestError("the body is not a valid ForwardBackwardRequest", 400) from error
+
+
+def batch_of(message: pb.ForwardBackwardRequest, served: ServedModel) -> list[Datum]:
+    """The sequences of a training request; raises RequestError for what cannot be trained on."""
+    if message.loss_fn != "cross_entropy":
+        raise RequestError(
+            f"loss_fn {message.loss_fn[:40]!r} is not supported: use cross_entropy, or forward_backward_custom"
+        )
+    if message.loss_fn_config:
+        raise RequestError("cross_entropy takes no loss_fn_config")
+    if not 0 < len(message.data) <= MAX_BATCH:
+        raise RequestError(f"a batch has 1 to {MAX_BATCH} sequences, not {len(message.data)}")
+    return [_datum(datum, served, f"data[{index}]") for index, datum in enumerate(message.data)]
+
+
+def _datum(datum: pb.Datum, served: ServedModel, where: str) -> Datum:
+    chunks = []
+    for chunk in datum.model_input:
+        kind = chunk.WhichOneof(chunk.DESCRIPTOR.oneofs[0].name)
+        if kind != "encoded_text":
+            raise RequestError(f"{where}: only text can be trained on, not {kind}")
+        chunks.append(_array(chunk.encoded_text.tokens, np.dtype("<i4"), f"{where} tokens"))
+    tokens = torch.from_numpy(np.concatenate(chunks or [np.empty(0)]).astype(np.int64))
+    _check_length(len(tokens), served.context_length, where)
+    unknown = sorted(set(datum.loss_fn_inputs) - {"target_tokens", "weights"})
+    if unknown:
+        raise RequestError(f"{where}: cross_entropy takes target_tokens and weights, not {unknown[0][:40]!r}")
+    targets = _tensor(datum, "target_tokens", torch.int64, where)
+    weights = _tensor(datum, "weights", torch.float32, where)
+    if not len(tokens) == len(targets) == len(weights):
+        lengths = f"{len(tokens)}, {len(targets)} and {len(weights)}"
+        raise RequestError(f"{where}: tokens, target_tokens and weights differ in length: {lengths}")
+    served.check_tokens(tokens, f"{where} tokens")
+    served.check_tokens(targets, f"{where} target_tokens")
+    if not weights.isfinite().all():
+        raise RequestError(f"{where}: weights are not finite")
+    return Datum(tokens, targets, weights)
+
+
+def _tensor(datum: pb.Datum, name: str, dtype: torch.dtype, where: str) -> Tensor:
+    if name not in datum.loss_fn_inputs:
+        raise RequestError(f"{where}: {name} is missing")
+    message = datum.loss_fn_inputs[name]
+    if message.HasField("sparse_csr") or len(message.shape) > 1:
+        raise RequestError(f"{where}: {name} must be one value a token")
+    if message.dtype not in _DTYPES:
+        raise RequestError(f"{where}: {name} has an unknown dtype")
+    return torch.from_numpy(_array(message.dense, _DTYPES[message.dtype], f"{where} {name}").copy()).to(dtype)
+
+
+def _array(content: bytes, dtype: np.dtype, what: str) -> np.ndarray:
+    if len(content) % dtype.itemsize:
+        raise RequestError(f"{what}: {len(content)} bytes are not a whole number of values")
+    return np.frombuffer(content, dtype)
+
+
+def _check_length(length: int, limit: int, what: str) -> None:
+    if not 0 < length <= limit:
+        raise RequestError(f"{what} has {length} tokens; it may have 1 to {limit}")
+
+
+def forward_backward_output(logprobs: list[Tensor], metrics: dict[str, float]) -> bytes:
+    """The answer to forward and forward_backward; a metric is named `<name>:<how chunks are reduced>`."""
+    message = pb.ForwardBackwardOutput(loss_fn_output_type="ArrayRecord", metrics=metrics)
+    record = message.loss_fn_outputs.add(num_datums=len(logprobs), type_tag="ArrayRecord")
+    field = record.fields["logprobs"]
+    field.dtype = pb.DTYPE_FLOAT32
+    field.data = b"".join(_bytes(row, "<f4") for row in logprobs)
+    field.offsets = np.cumsum([0, *(4 * len(row) for row in logprobs)]).astype("<i8").tobytes()
+    return message.SerializeToString()
+
+
+def sample_response(result: SampleResult) -> bytes:
+    """The answer to a sampling request."""
+    message = pb.SampleResponse()
+    for response in result.responses:
+        message.sequences.add(
+            stop_reason=pb.STOP_REASON_STOP if response.stopped else pb.STOP_REASON_LENGTH,
+            tokens=_bytes(response.tokens, "<i4"),
+            logprobs=_bytes(response.logprobs, "<f4"),
+        )
+    if result.prompt_logprobs is not None:
+        message.prompt_logprobs = _bytes(result.prompt_logprobs, "<f4")
+    if result.top_prompt_logprobs is not None:
+        tokens, logprobs = result.top_prompt_logprobs
+        first = torch.zeros_like(tokens[:1]), torch.full_like(logprobs[:1], _NO_TOKEN_LOGPROB)
+        top = message.topk_prompt_logprobs
+        top.prompt_length, top.k = len(tokens) + 1, tokens.shape[1]
+        top.token_ids = _bytes(torch.cat([first[0], tokens]), "<i4")
+        top.logprobs = _bytes(torch.cat([first[1], logprobs]), "<f4")
+    return message.SerializeToString()
+
+
+def _bytes(tensor: Tensor, dtype: str) -> bytes:
+    return tensor.numpy().astype(dtype).tobytes()
+
+
+def validation_reason(errors: list[dict[str, Any]]) -> str:
+    """One line for the first thing that pydantic found wrong."""
+    first = errors[0]
+    place = ".".join(str(part) for part in first["loc"] if part != "body")
+    return f"{place or 'body'}: {first['msg']}"
