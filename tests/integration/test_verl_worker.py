@@ -1,0 +1,160 @@
+"""The loss inside verl's real training worker (FSDP2 on the CPU): the gradient of the whole batch, however it is cut."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tests.tiny_model import make_tiny_model
+from trinity_rec.objective import Objective
+from trinity_rec.presets import PRESETS
+
+PROMPT, RESPONSE, VOCABULARY = 4, 6, 50
+PROMPT_LENGTHS = [4, 2, 3, 4]
+RESPONSE_LENGTHS = [6, 3, 1, 5]
+
+
+def batch() -> dict[str, torch.Tensor]:
+    """Four rollouts as Trinity's trainer makes them: prompts padded on the left, responses on the right."""
+    generator = torch.Generator().manual_seed(0)
+    size = len(PROMPT_LENGTHS)
+    attention = torch.zeros(size, PROMPT + RESPONSE, dtype=torch.long)
+    response_mask = torch.zeros(size, RESPONSE, dtype=torch.bool)
+    for i, (prompt, response) in enumerate(zip(PROMPT_LENGTHS, RESPONSE_LENGTHS, strict=True)):
+        attention[i, PROMPT - prompt : PROMPT + response] = 1
+        response_mask[i, :response] = True
+    ids = torch.randint(5, VOCABULARY, attention.shape, generator=generator) * attention
+    return {
+        "input_ids": ids,
+        "prompts": ids[:, :PROMPT],
+        "responses": ids[:, PROMPT:],
+        "attention_mask": attention,
+        "position_ids": (attention.cumsum(-1) - 1).clip(0),
+        "response_mask": response_mask,
+        "old_log_probs": -4 - torch.rand(response_mask.shape, generator=generator),
+        "advantages": torch.tensor([[1.0], [-0.5], [0.75], [-1.25]]) * response_mask,
+    }
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory):
+    return make_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def worker(model_dir):
+    """A function that trains one step with the loss of an `algorithm:` section and returns the step's metrics."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with pytest.MonkeyPatch.context() as environment:
+        for key, value in {
+            "VERL_USE_EXTERNAL_MODULES": "tests.verl_cpu",
+            "WORLD_SIZE": "1",
+            "RANK": "0",
+            "LOCAL_RANK": "0",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }.items():
+            environment.setenv(key, value)
+        from tensordict import TensorDict
+        from trinity.common.config import Config
+        from trinity.common.config_validator import AlgorithmConfigValidator
+        from trinity.trainer.verl.config import build_verl_config
+        from trinity.trainer.verl.monkey_patch import left_right_2_no_padding
+        from trinity.trainer.verl.workers import TrinityActorRolloutRefWorker
+        from verl.utils import tensordict_utils
+
+        size = len(PROMPT_LENGTHS)
+
+        def config_of(**algorithm) -> Config:
+            config = Config()
+            config.mode = "train"
+            for key, value in algorithm.items():
+                setattr(config.algorithm, key, value)
+            AlgorithmConfigValidator().validate(config)
+            config.model.model_path = config.model.critic_model_path = str(model_dir)
+            config.model.max_model_len, config.model.max_prompt_tokens, config.model.max_response_tokens = 32, 16, 16
+            config.buffer.train_batch_size = config.buffer.batch_size = size
+            cluster = config.cluster
+            cluster.trainer_gpu_num = cluster.trainer_gpu_num_per_node = cluster.trainer_node_num = 1
+            config.trainer.trainer_strategy = "fsdp2"
+            config.trainer.use_remove_padding = False
+            config.trainer.max_token_len_per_gpu = 4096
+            config.trainer.total_steps = 100
+            config.algorithm.optimizer.lr = 0.0  # every step sees the same weights
+            float32 = dict.fromkeys(("param_dtype", "reduce_dtype", "buffer_dtype"), "fp32")
+            engine = {"use_torch_compile": False, "mixed_precision": float32}
+            config.trainer.trainer_config = {
+                "model": {"override_config": {"attn_implementation": "sdpa"}},
+                "actor": {"fsdp_config": engine},
+            }
+            return config
+
+        config = config_of(algorithm_type="trinity_rec.rec")
+        actor = TrinityActorRolloutRefWorker(config=build_verl_config(config), role="actor")
+        actor.init_model()
+
+        def train(max_tokens: int, **algorithm) -> dict:
+            actor.set_trinity_config(config_of(**algorithm).algorithm, "vllm", "tests")
+            data = left_right_2_no_padding(TensorDict(batch(), batch_size=size))
+            tensordict_utils.assign_non_tensor(
+                data,
+                calculate_entropy=False,
+                global_batch_size=size,
+                mini_batch_size=size,
+                epochs=1,
+                seed=1,
+                dataloader_kwargs={"shuffle": False},
+                temperature=1.0,
+                compute_loss=True,
+                use_dynamic_bsz=True,
+                max_token_len_per_gpu=max_tokens,
+            )
+            return tensordict_utils.get(actor.update_actor(data), "metrics")
+
+        yield train
+        torch.distributed.destroy_process_group()
+
+
+def gradient_norm(metrics: dict) -> float:
+    values = metrics["grad_norm"]
+    return float(values[0] if isinstance(values, list) else values)
+
+
+def expected_norm(model_dir: os.PathLike, objective: Objective) -> float:
+    """The norm of the whole batch's gradient by plain transformers, without verl."""
+    data = batch()
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32, attn_implementation="sdpa")
+    logits = model(data["input_ids"], attention_mask=data["attention_mask"], position_ids=data["position_ids"]).logits
+    logprob = logits[:, PROMPT - 1 : -1].log_softmax(-1).gather(-1, data["responses"].unsqueeze(-1)).squeeze(-1)
+    loss, _ = objective(logprob, data["old_log_probs"], data["response_mask"], data["advantages"])
+    loss.backward()
+    return float(torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm())
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_trains_with_the_gradient_of_the_whole_batch(worker, model_dir, name):
+    expected = expected_norm(model_dir, Objective(**PRESETS[name].policy_loss))
+    assert expected > 0
+    in_micro_batches = worker(max_tokens=12, algorithm_type=f"trinity_rec.{name}")
+    assert gradient_norm(in_micro_batches) == pytest.approx(expected, rel=1e-4)
+
+
+def test_one_micro_batch_gives_the_same_gradient(worker, model_dir):
+    whole = worker(max_tokens=4096, algorithm_type="trinity_rec.rec_grpo")
+    expected = expected_norm(model_dir, Objective(**PRESETS["rec_grpo"].policy_loss))
+    assert gradient_norm(whole) == pytest.approx(expected, rel=1e-4)
+    assert {"actor/pg_loss", "actor/pg_clipfrac", "actor/kl_k1"} <= whole.keys()
+    assert "actor/kl_loss" not in whole
+
+
+def test_upstreams_gradient_depends_on_the_micro_batches(worker):
+    """A difference that the documentation lists: if this fails, upstream has mended it and the page must say so."""
+    algorithm = {"algorithm_type": "rec", "kl_loss_fn": "none"}
+    whole, cut = worker(max_tokens=4096, **algorithm), worker(max_tokens=12, **algorithm)
+    assert gradient_norm(cut) > 1.5 * gradient_norm(whole)
