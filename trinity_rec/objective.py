@@ -24,8 +24,9 @@ from torch import Tensor
 CLIP_MODES = ("none", "one-side", "two-side", "ring", "gspo-one-side")
 WEIGHTS = ("none", "importance_sampling", "gspo_importance_sampling", "advantage")
 REGULARIZERS = ("none", "k2", "k2-sequence", "forward-kl")
-LOSS_AGG_MODES = ("token-mean", "seq-mean-token-sum", "seq-mean-token-mean")
+LOSS_AGG_MODES = ("token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm")
 METRICS = ("basic", "full")
+_MAY_BE_INFINITE = ("epsilon_high", "epsilon_high_prime", "temp")
 
 # Elements of a row block on the CPU: a handful of float32 blocks of this size fit in a core's second-level cache.
 _BLOCK = 32_768
@@ -46,7 +47,9 @@ class Objective:
         epsilon_low, epsilon_high: the clip range [1 - epsilon_low, 1 + epsilon_high] of the ratio.
         epsilon_low_prime, epsilon_high_prime: the outer bounds of "ring", at least as wide as the clip range.
         loss_agg_mode: the average n. None takes "seq-mean-token-mean" with "gspo-one-side" and "token-mean" otherwise,
-            as upstream's `rec` does.
+            as upstream's `rec` does; "seq-mean-token-sum-norm" is verl's: "seq-mean-token-sum" over loss_scale_factor.
+        loss_scale_factor: a count of tokens for "seq-mean-token-sum-norm", the same for every response. None takes the
+            response dimension of each call, which on verl differs between micro-batches.
         metrics: "basic" (loss, clip fraction, KL) or "full".
 
     The names and meanings are those of upstream's `trinity.algorithm.policy_loss_fn.rec_policy_loss.RECPolicyLossFn`.
@@ -65,6 +68,7 @@ class Objective:
     epsilon_low_prime: float = 0.6
     epsilon_high_prime: float = 2.0
     loss_agg_mode: str | None = None
+    loss_scale_factor: float | None = None
     metrics: str = "basic"
 
     def __post_init__(self) -> None:
@@ -82,15 +86,16 @@ class Objective:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}")
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.type != "float":
+            if not field.type.startswith("float") or (value is None and field.default is None):
                 continue
-            if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
+            unbounded = field.name in _MAY_BE_INFINITE and value == math.inf
+            if not isinstance(value, Real) or isinstance(value, bool) or not (unbounded or math.isfinite(value)):
                 raise ValueError(f"{field.name}={value!r} is not a finite number")
         for name in ("epsilon_low", "epsilon_low_prime"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not in (0, 1]")
-        for name in ("epsilon_high", "epsilon_high_prime", "temp"):
-            if not getattr(self, name) > 0:
+        for name in ("epsilon_high", "epsilon_high_prime", "temp", "loss_scale_factor"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not greater than 0")
         if self.regularizer_coef < 0:
             raise ValueError(f"regularizer_coef={self.regularizer_coef!r} is negative")
@@ -159,6 +164,8 @@ class Objective:
         else:
             count = torch.as_tensor(len(logprob) if global_batch_size is None else global_batch_size)
         scale = dp_size / count.to(logprob.device, dtype).clamp(min=1).reshape(1, 1)
+        if self.loss_agg_mode == "seq-mean-token-sum-norm":
+            scale = scale / (self.loss_scale_factor or max(logprob.shape[-1], 1))
         if self.loss_agg_mode == "seq-mean-token-mean":
             scale = scale / mask.count_nonzero(dim=-1).to(dtype).clamp(min=1).unsqueeze(-1)
         return scale

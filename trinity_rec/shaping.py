@@ -58,7 +58,8 @@ def group_advantage(
     statistics = group_statistics(rewards, group, keep)
     advantages = rewards.double() - statistics.mean[group]
     if std_normalize:
-        advantages = advantages / (statistics.std[group] + epsilon)
+        scale = statistics.std[group] + epsilon
+        advantages = torch.where(scale > 0, advantages / scale, 0)  # epsilon may be 0
     return advantages.masked_fill(~keep, 0)
 
 
