@@ -1,0 +1,278 @@
+"""Start what a Trinity run on this machine needs, follow it, and stop all of it.
+
+A run is three things that must end together: a Ray head, the local Tinker server, and `trinity run`. Every process
+started here carries the session's mark in its environment, and so does everything that it starts in turn (Ray's
+workers, detached actors); the end of the `with` block, however it comes, ends every process that carries the mark.
+
+    with Session(out / "logs") as session:
+        session.start_ray()
+        session.start_server(model_dir, root=out / "weights")
+        for step in session.run_trinity(config, job_root=out / "trinity", total_steps=60):
+            print(step.number, step.reward)
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from trinity_rec import vllm_stand_in
+
+LOOPBACK = "127.0.0.1"
+MARK = "TRINITY_REC_SESSION"
+STEP_LINE = re.compile(r"\bStep (\d+): (\{.*\})\s*$")  # how Trinity's monitor logs the metrics of a step
+SERVER_URL = re.compile(rf"^http://{LOOPBACK}:\d+$", re.MULTILINE)  # what `trinity-rec serve` prints when it is ready
+ERROR_LINE = re.compile(r"^(?:\w+ [\d: -]+\[[^\]]+\] )?((?:[\w.]+\.)?[A-Z]\w*(?:Error|Exception|Exit|Interrupt)\b.*)$")
+
+
+class LaunchError(RuntimeError):
+    """Something that had to run did not; the message is one line for the user."""
+
+
+@dataclass(frozen=True)
+class TrainedStep:
+    """One training step as Trinity's trainer reported it."""
+
+    number: int
+    metrics: dict[str, float]
+
+    @property
+    def reward(self) -> float:
+        """Mean reward of the batch's responses; NaN where the trainer reports none."""
+        return float(self.metrics.get("critic/rewards/mean", "nan"))
+
+
+@dataclass
+class Session:
+    """The processes of one run; a context manager that leaves none of them behind.
+
+    Attributes:
+        logs: directory for the output of each process, `<name>.log`.
+        env: environment of the processes, this process's own with the session's additions.
+        base_url: of the Tinker server, once it is started.
+    """
+
+    logs: Path
+    env: dict[str, str] = field(default_factory=lambda: dict(os.environ))
+    base_url: str = ""
+
+    def __enter__(self) -> Session:
+        self.mark = secrets.token_hex(8)
+        self.logs.mkdir(parents=True, exist_ok=True)
+        # short, since Ray puts Unix sockets inside, whose paths end at 107 bytes
+        self.scratch = Path(tempfile.mkdtemp(prefix="trinity-rec-"))
+        path = [*vllm_stand_in.python_path(), *filter(None, [self.env.get("PYTHONPATH")])]
+        self.env |= {
+            MARK: self.mark,
+            "PYTHONPATH": os.pathsep.join(path),
+            "PYTHONUNBUFFERED": "1",
+            # the SDK insists on the prefix; Ray hands it to the workers, so it must be there before Ray starts
+            "TINKER_API_KEY": f"tml-{secrets.token_hex(16)}",
+            "HF_HUB_OFFLINE": "1",
+            "HF_DATASETS_CACHE": str(self.scratch / "datasets"),
+            "OMP_NUM_THREADS": self.env.get("OMP_NUM_THREADS", "1"),
+        }
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        end_marked_processes(self.mark)
+        shutil.rmtree(self.scratch, ignore_errors=True)
+
+    def spawn(self, name: str, command: list[str]) -> subprocess.Popen[bytes]:
+        """Start `command` with its output in `<logs>/<name>.log`, out of reach of the terminal's Ctrl-C."""
+        with (self.logs / f"{name}.log").open("wb") as log:
+            return subprocess.Popen(
+                command,
+                env=self.env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def start_ray(self, timeout: float = 60) -> None:
+        """A Ray head of this session's own: on loopback, on free ports, in the scratch directory."""
+        port, *others = free_ports(5)
+        named = ["ray-client-server-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port"]
+        self.env |= {
+            "RAY_ADDRESS": f"{LOOPBACK}:{port}",
+            "RAY_AUTH_MODE": "disabled",  # else a token file in the home directory switches authentication on
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+        head = self.spawn(
+            "ray",
+            [
+                *script("ray"),
+                *["start", "--head", "--block", f"--node-ip-address={LOOPBACK}", f"--port={port}"],
+                *[f"--{name}={other}" for name, other in zip([*named, "metrics-export-port"], others, strict=True)],
+                *["--min-worker-port=0", "--max-worker-port=0", "--include-dashboard=false"],
+                *["--num-cpus=8", "--num-gpus=0"],  # Trinity's actors claim CPUs; on two cores they share
+                f"--object-store-memory={256 << 20}",
+                f"--temp-dir={self.scratch}",
+            ],
+        )
+        self.wait_until(lambda: "Ray runtime started" in self.log("ray"), head, "ray", timeout)
+
+    def start_server(self, model_dir: Path, root: Path, timeout: float = 120, **options: str | int) -> None:
+        """The local Tinker backend for `model_dir`, with its weights under `root`; sets `base_url`.
+
+        `options` are those of `trinity-rec serve`, `max_rows=64` for `--max-rows=64`.
+        """
+        self.env["TRINITY_REC_API_KEY"] = self.env["TINKER_API_KEY"]
+        flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+        server = self.spawn(
+            "server",
+            [
+                *[sys.executable, "-m", "trinity_rec.cli", "serve", f"--model={model_dir}", f"--root={root}"],
+                *[f"--host={LOOPBACK}", "--port=0", *flags],
+            ],
+        )
+        self.wait_until(lambda: SERVER_URL.search(self.log("server")), server, "server", timeout)
+        self.base_url = SERVER_URL.search(self.log("server"))[0]
+
+    def run_trinity(
+        self, config: Path, job_root: Path, total_steps: int, patience: float = 180
+    ) -> Iterator[TrainedStep]:
+        """Run `trinity run --config` and yield each training step as it is reported.
+
+        Trinity exits 0 also when its trainer or explorer failed, so the steps are counted.
+
+        Args:
+            config: Trinity's YAML; it may read this session's `env` by `${oc.env:NAME}`.
+            job_root: where the YAML's `checkpoint_root_dir` points; Trinity's own logs are looked for below it.
+            total_steps: how many steps the YAML asks for.
+            patience: seconds without a new step after which the run counts as stuck.
+
+        Raises:
+            LaunchError: fewer than `total_steps` steps were trained; says why, from Trinity's logs.
+        """
+        process = self.spawn("trinity", [*script("trinity"), "run", "--config", str(config)])
+        done, last = 0, time.monotonic()
+        while True:
+            ended = process.poll() is not None
+            steps = trained_steps(job_root)
+            yield from steps[done:]
+            if len(steps) > done:
+                done, last = len(steps), time.monotonic()
+            if ended:
+                break
+            if failure := actor_failure(job_root):
+                raise LaunchError(f"trinity run stopped after {done} of {total_steps} steps: {failure}")
+            if time.monotonic() - last > patience:
+                raise LaunchError(f"trinity run was stuck: no step in {patience:.0f} s, {done} of {total_steps} done")
+            time.sleep(0.5)
+        if done < total_steps or process.returncode:
+            reason = last_error(self.log("trinity")) or f"exit code {process.returncode}, see {self.logs}/trinity.log"
+            raise LaunchError(f"trinity run stopped after {done} of {total_steps} steps: {reason}")
+
+    def log(self, name: str) -> str:
+        return (self.logs / f"{name}.log").read_text(encoding="utf-8", errors="replace")
+
+    def wait_until(self, ready, process: subprocess.Popen[bytes], name: str, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        while not ready():
+            if process.poll() is not None:
+                lines = self.log(name).strip().splitlines() or [f"exit code {process.returncode}"]
+                raise LaunchError(f"{name} did not start: {last_error(self.log(name)) or lines[-1]}")
+            if time.monotonic() > deadline:
+                raise LaunchError(f"{name} did not start in {timeout:.0f} s, see {self.logs / name}.log")
+            time.sleep(0.2)
+
+
+@contextlib.contextmanager
+def signals_as_exit() -> Iterator[None]:
+    """Within it SIGTERM and SIGHUP unwind the stack as Ctrl-C does, so that `with` blocks clean up."""
+
+    def leave(number: int, _frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def end_marked_processes(mark: str, grace: float = 5) -> None:
+    """Ask every process that carries `mark` in its environment to end, and kill what is left after `grace` seconds."""
+    targets = marked_processes(mark)
+    for process in targets:
+        with contextlib.suppress(psutil.Error):
+            process.terminate()
+    psutil.wait_procs(targets, timeout=grace)
+    while left := marked_processes(mark):  # children born meanwhile included
+        for process in left:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(left, timeout=1)
+
+
+def marked_processes(mark: str) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(MARK) == mark:
+                found.append(process)
+    return [process for process in found if process.pid != os.getpid()]
+
+
+def script(name: str) -> list[str]:
+    """The console script `name` of this very environment, whether or not it is activated."""
+    return [sys.executable, str(Path(sys.executable).parent / name)]
+
+
+def free_ports(n: int) -> list[int]:
+    """`n` different TCP ports of the loopback interface that nothing listens on."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(n)]
+        for each in sockets:
+            each.bind((LOOPBACK, 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def trained_steps(job_root: Path) -> list[TrainedStep]:
+    """The steps in the trainer's own log, in order."""
+    steps = []
+    for log in job_root.glob("**/log/trainer.log"):
+        for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+            if found := STEP_LINE.search(line):
+                steps.append(TrainedStep(int(found[1]), parse_metrics(found[2])))
+    return steps
+
+
+def parse_metrics(text: str) -> dict[str, float]:
+    """Python's repr of a flat dict of numbers, among them nan and inf, which literals cannot say."""
+    finite = re.sub(r": (-?)(nan|inf)\b", r": \g<1>1e999", text) if "nan" in text or "inf" in text else text
+    return ast.literal_eval(finite)
+
+
+def actor_failure(job_root: Path) -> str | None:
+    """The error that ended Trinity's trainer or explorer, which only their logs tell."""
+    for log in [*job_root.glob("**/log/trainer.log"), *job_root.glob("**/log/explorer.log")]:
+        text = log.read_text(encoding="utf-8", errors="replace")
+        for headline in ("Error in Trainer:", "Error in Explorer:"):
+            if headline in text and (reason := last_error(text.rpartition(headline)[2])):
+                return reason
+    return None
+
+
+def last_error(text: str) -> str | None:
+    """The last `SomeError: …` line of a log, without the logger's prefix."""
+    found = [match[1] for line in text.splitlines() if (match := ERROR_LINE.match(line.strip()))]
+    return found[-1] if found else None

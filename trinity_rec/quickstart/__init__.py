@@ -1,0 +1,1 @@
+"""Train with a REC algorithm on a machine without a GPU, start to finish, by one command: `trinity-rec quickstart`."""

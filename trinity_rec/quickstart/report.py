@@ -1,0 +1,80 @@
+"""What a quickstart leaves behind: `summary.json` for programs, `reward.png` for eyes, a table for the terminal."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.table import Table
+
+INK, GRID, LINE, BEFORE, AFTER = "#222222", "#e6e6e6", "#2a6fbb", "#b0b0b0", "#d1495b"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """`accuracy_*`: sampled, on held-out problems, 0 to 1; `reward_by_step[i]`: mean over the batch of step i + 1."""
+
+    algorithm: str
+    steps: int
+    sync_interval: int
+    accuracy_before: float
+    accuracy_after: float
+    reward_by_step: list[float]
+    seconds: float
+
+    def write(self, path: Path) -> None:
+        path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+
+    def table(self, out: Path) -> Table:
+        gain = 100 * (self.accuracy_after - self.accuracy_before)
+        table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+        table.add_column(style="dim")
+        table.add_column()
+        table.add_row("algorithm", self.algorithm)
+        table.add_row(
+            "held-out accuracy",
+            f"[bold]{self.accuracy_before:.1%} → {self.accuracy_after:.1%}[/] ({gain:+.1f} points)",
+        )
+        table.add_row("steps", f"{self.steps}, new weights for the rollouts every {self.sync_interval}")
+        table.add_row("seconds", f"{self.seconds:.0f}")
+        table.add_row("picture", str(out / "reward.png"))
+        table.add_row("numbers", str(out / "summary.json"))
+        table.add_row("logs", f"{out / 'logs'}, Trinity's own in {out / 'trinity'}")
+        return table
+
+
+def draw(summary: Summary, path: Path) -> None:
+    """Reward by step, faint as measured and bold as a running mean, between held-out accuracy before and after."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 4.0), dpi=160, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    steps, rewards = range(1, summary.steps + 1), summary.reward_by_step
+    axes.plot(steps, rewards, color=LINE, alpha=0.3, linewidth=1)
+    axes.plot(steps, running_mean(rewards), color=LINE, linewidth=2.2, label="reward of the rollouts (mean of 5 steps)")
+    for x, value, colour, name in (
+        (0, summary.accuracy_before, BEFORE, "before"),
+        (summary.steps, summary.accuracy_after, AFTER, "after"),
+    ):
+        axes.plot(
+            [x], [value], "o", color=colour, markersize=9, zorder=3, clip_on=False, label=f"held-out accuracy {name}"
+        )
+        axes.annotate(
+            f"{value:.0%}", (x, value), (0, 12), textcoords="offset points", ha="center", color=INK, weight="bold"
+        )
+    axes.set(xlim=(0, summary.steps), ylim=(0, 1.05), xlabel="training step", ylabel="share of right answers")
+    axes.set_title(f"{summary.algorithm}, rollouts up to {summary.sync_interval} steps old", loc="left", color=INK)
+    axes.grid(axis="y", color=GRID)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(length=0, colors=INK)
+    axes.legend(loc="lower right", frameon=False, fontsize=9)
+    figure.savefig(path)
+
+
+def running_mean(values: list[float], width: int = 5) -> list[float]:
+    """The mean of the last `width` values, of fewer at the start."""
+    return [sum(last) / len(last) for i in range(len(values)) if (last := values[max(0, i + 1 - width) : i + 1])]

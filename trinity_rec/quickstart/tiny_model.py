@@ -1,0 +1,192 @@
+"""A Qwen2 small enough for a laptop, whose ability is latent: it knows the answer but seldom says it.
+
+A model half-trained on clean answers is a poor subject for reinforcement learning, since it does not know what to
+reinforce. This one first learns to add and then hears people who don't: `P_RIGHT` of the answers are right, the others
+off by up to `MAX_ERROR`. So greedily it adds almost without fault, sampled it is right about one time in three, as a
+pretrained language model that has read right and wrong. It is shipped in `assets/` with its problems; made again by
+
+    python -m trinity_rec.quickstart.tiny_model OUT_DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from trinity_rec.quickstart.tasks import LARGEST, Addition, final_line, split_problems, write_jsonl
+
+P_RIGHT, MAX_ERROR = 0.3, 19
+END, PAD = "<|im_end|>", "<|endoftext|>"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE in Qwen2's manner, one token a digit; it encodes any text, but knows few words."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    words = [f"system\nuser\nassistant\n{Addition(a, a).question} {final_line(a)}" for a in range(10, 100)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=[PAD, "<|im_start|>", END],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(words, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=END,
+        pad_token=PAD,
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=512,
+    )
+
+
+def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen2ForCausalLM:
+    torch.manual_seed(seed)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return Qwen2ForCausalLM(config).float()
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerFast, question: str) -> list[int]:
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": question}], add_generation_prompt=True, tokenize=False
+    )
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def answer_table(tokenizer: PreTrainedTokenizerFast) -> tuple[torch.Tensor, torch.Tensor]:
+    """`#### n<|im_end|>` for n = 0 … 2 LARGEST + MAX_ERROR, padded on the right: ids, mask, [n, width] each."""
+    numbers = range(2 * LARGEST + MAX_ERROR + 1)
+    rows = [tokenizer(final_line(n) + END, add_special_tokens=False)["input_ids"] for n in numbers]
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [tokenizer.pad_token_id] * (width - len(row)) for row in rows])
+    mask = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in rows])
+    return ids, mask
+
+
+def train(
+    model: Qwen2ForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    problems: list[Addition],
+    *,
+    p_right: tuple[float, float],
+    steps: int,
+    batch: int,
+    lr: float,
+    seed: int,
+) -> None:
+    """Supervised training, with fresh errors each step; the loss is on the answer's tokens alone.
+
+    The share of right answers goes from `p_right[0]` to `p_right[1]` over the first half of the steps and stays there:
+    noise that comes at once undoes what was learnt.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    prompts = torch.tensor([prompt_ids(tokenizer, p.question) for p in problems])  # equally long: [problems, prompt]
+    totals = torch.tensor([p.total for p in problems])
+    answers, answer_mask = answer_table(tokenizer)
+    width = answers.shape[1]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
+    warm = max(1, steps // 20)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda s: min((s + 1) / warm, 0.5 * (1 + math.cos(math.pi * s / steps)))
+    )
+    model.train()
+    for step in range(steps):
+        rows = torch.randint(len(problems), (batch,), generator=generator)
+        error = torch.randint(1, MAX_ERROR + 1, (batch,), generator=generator)
+        sign = 2 * torch.randint(2, (batch,), generator=generator) - 1
+        share = p_right[0] + (p_right[1] - p_right[0]) * min(1.0, 2 * step / steps)
+        right = torch.rand(batch, generator=generator) < share
+        said = totals[rows] + torch.where(right, 0, sign * error)
+        ids, mask = answers[said], answer_mask[said]
+        hidden = model.model(input_ids=torch.cat([prompts[rows], ids], dim=1)[:, :-1]).last_hidden_state
+        logits = model.lm_head(hidden[:, -width:][mask])  # the positions that predict the answer
+        loss = F.cross_entropy(logits, ids[mask])
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+    model.eval()
+
+
+@torch.inference_mode()
+def accuracy(
+    model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, problems: list[Addition], samples: int = 0
+) -> float:
+    """The share of right answers: greedy, or over `samples` draws a problem at temperature 1."""
+    prompts = torch.tensor([prompt_ids(tokenizer, p.question) for p in problems])
+    drawing = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0} if samples else {"do_sample": False}
+    prompts = prompts.repeat_interleave(max(samples, 1), 0)
+    out = model.generate(
+        prompts,
+        attention_mask=torch.ones_like(prompts),
+        max_new_tokens=8,
+        pad_token_id=tokenizer.pad_token_id,
+        **drawing,
+    )
+    said = tokenizer.batch_decode(out[:, prompts.shape[1] :], skip_special_tokens=True)
+    wanted = [final_line(p.total) for p in problems for _ in range(max(samples, 1))]
+    return sum(s == w for s, w in zip(said, wanted, strict=True)) / len(wanted)
+
+
+def build_assets(out: Path, steps: int = 1500, noisy_steps: int = 300, seed: int = 0) -> dict[str, float]:
+    """Make `out/model` and `out/tasks/{train,held_out}.jsonl`; returns and stores what the model can do."""
+    split, tokenizer = split_problems(), build_tokenizer()
+    model = build_model(tokenizer, seed)
+    started = time.perf_counter()
+    train(model, tokenizer, split.warm_up, p_right=(1.0, 1.0), steps=steps, batch=128, lr=3e-3, seed=seed)
+    train(model, tokenizer, split.warm_up, p_right=(1.0, P_RIGHT), steps=noisy_steps, batch=128, lr=1e-3, seed=seed + 1)
+    card = {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "greedy_accuracy": accuracy(model, tokenizer, split.held_out),
+        "sampled_accuracy": accuracy(model, tokenizer, split.held_out, samples=16),
+        "warm_up_steps": steps + noisy_steps,
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+    (out / "tasks").mkdir(parents=True, exist_ok=True)
+    model.generation_config.update(do_sample=True, temperature=1.0, top_p=1.0, top_k=0)
+    model.save_pretrained(out / "model")
+    tokenizer.save_pretrained(out / "model")
+    write_jsonl(split.train, out / "tasks" / "train.jsonl")
+    write_jsonl(split.held_out, out / "tasks" / "held_out.jsonl")
+    (out / "card.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    return card
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--steps", type=int, default=1500)
+    args = parser.parse_args()
+    print(json.dumps(build_assets(args.out, steps=args.steps), indent=2))
+
+
+if __name__ == "__main__":
+    main()

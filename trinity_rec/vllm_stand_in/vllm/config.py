@@ -1,0 +1,3 @@
+from vllm import needs_vllm
+
+ModelConfig = needs_vllm("ModelConfig")

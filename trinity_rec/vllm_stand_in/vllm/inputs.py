@@ -1,0 +1,3 @@
+from vllm import needs_vllm
+
+MultiModalDataDict = needs_vllm("MultiModalDataDict")
