@@ -1,9 +1,10 @@
-"""The loss inside verl's real training worker (FSDP2 on the CPU): the gradient of the whole batch, however it is cut."""
+"""The loss inside verl's real training worker (FSDP2 on the CPU): the whole batch's gradient, however it is cut."""
 
 from __future__ import annotations
 
-import os
+import functools
 import socket
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,8 +19,12 @@ PROMPT_LENGTHS = [4, 2, 3, 4]
 RESPONSE_LENGTHS = [6, 3, 1, 5]
 
 
-def batch() -> dict[str, torch.Tensor]:
-    """Four rollouts as Trinity's trainer makes them: prompts padded on the left, responses on the right."""
+@functools.cache
+def model_and_batch(model_dir: Path) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
+    """The model and four rollouts as Trinity's trainer makes them: prompts padded on the left, responses on the right.
+
+    The rollout policy is near the model, so that some ratios are inside every clip range and some outside.
+    """
     generator = torch.Generator().manual_seed(0)
     size = len(PROMPT_LENGTHS)
     attention = torch.zeros(size, PROMPT + RESPONSE, dtype=torch.long)
@@ -28,16 +33,24 @@ def batch() -> dict[str, torch.Tensor]:
         attention[i, PROMPT - prompt : PROMPT + response] = 1
         response_mask[i, :response] = True
     ids = torch.randint(5, VOCABULARY, attention.shape, generator=generator) * attention
-    return {
+    data = {
         "input_ids": ids,
         "prompts": ids[:, :PROMPT],
         "responses": ids[:, PROMPT:],
         "attention_mask": attention,
         "position_ids": (attention.cumsum(-1) - 1).clip(0),
         "response_mask": response_mask,
-        "old_log_probs": -4 - torch.rand(response_mask.shape, generator=generator),
         "advantages": torch.tensor([[1.0], [-0.5], [0.75], [-1.25]]) * response_mask,
     }
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32, attn_implementation="sdpa")
+    noise = 0.3 * torch.randn(response_mask.shape, generator=generator)
+    data["old_log_probs"] = (logprobs(model, data).detach() + noise) * response_mask
+    return model, data
+
+
+def logprobs(model: torch.nn.Module, data: dict[str, torch.Tensor]) -> torch.Tensor:
+    logits = model(data["input_ids"], attention_mask=data["attention_mask"], position_ids=data["position_ids"]).logits
+    return logits[:, PROMPT - 1 : -1].log_softmax(-1).gather(-1, data["responses"].unsqueeze(-1)).squeeze(-1)
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +83,7 @@ def worker(model_dir):
         from verl.utils import tensordict_utils
 
         size = len(PROMPT_LENGTHS)
+        _, rollouts = model_and_batch(model_dir)
 
         def config_of(**algorithm) -> Config:
             config = Config()
@@ -101,7 +115,7 @@ def worker(model_dir):
 
         def train(max_tokens: int, **algorithm) -> dict:
             actor.set_trinity_config(config_of(**algorithm).algorithm, "vllm", "tests")
-            data = left_right_2_no_padding(TensorDict(batch(), batch_size=size))
+            data = left_right_2_no_padding(TensorDict({key: x.clone() for key, x in rollouts.items()}, batch_size=size))
             tensordict_utils.assign_non_tensor(
                 data,
                 calculate_entropy=False,
@@ -126,15 +140,13 @@ def gradient_norm(metrics: dict) -> float:
     return float(values[0] if isinstance(values, list) else values)
 
 
-def expected_norm(model_dir: os.PathLike, objective: Objective) -> float:
+def expected_norm(model_dir: Path, objective: Objective) -> float:
     """The norm of the whole batch's gradient by plain transformers, without verl."""
-    data = batch()
-    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32, attn_implementation="sdpa")
-    logits = model(data["input_ids"], attention_mask=data["attention_mask"], position_ids=data["position_ids"]).logits
-    logprob = logits[:, PROMPT - 1 : -1].log_softmax(-1).gather(-1, data["responses"].unsqueeze(-1)).squeeze(-1)
-    loss, _ = objective(logprob, data["old_log_probs"], data["response_mask"], data["advantages"])
+    model, data = model_and_batch(model_dir)
+    model.zero_grad()
+    loss, _ = objective(logprobs(model, data), data["old_log_probs"], data["response_mask"], data["advantages"])
     loss.backward()
-    return float(torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm())
+    return float(torch.stack([p.grad.norm() for p in model.parameters()]).norm())
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -160,7 +160,7 @@ def _let_loss_normalise(config: Config) -> None:
 
 
 @cache
-def algorithm_class(name: str, use_reference: bool = False) -> type[PresetAlgorithm]:
+def algorithm_class(name: str, *, use_reference: bool) -> type[PresetAlgorithm]:
     """The `AlgorithmType` of a preset, or its twin for which Trinity loads and runs a reference model.
 
     `use_reference` is an attribute of the class that Trinity's trainers read, so a KL term asked for in the YAML needs
@@ -185,4 +185,4 @@ def algorithm_class(name: str, use_reference: bool = False) -> type[PresetAlgori
 
 def plain_class(name: str) -> type[PresetAlgorithm]:
     """A preset's class for registration by its plain name; its own class, as Trinity names a class only once."""
-    return type(PresetAlgorithm)(name, (algorithm_class(name),), {"__module__": "trinity_rec"})
+    return type(PresetAlgorithm)(name, (algorithm_class(name, use_reference=False),), {"__module__": "trinity_rec"})
