@@ -78,11 +78,13 @@ def test_plugin_directory(run):
     assert list(folder.glob("*.py"))
 
 
-def test_examples(run):
-    folder = Path(run("trinity-rec", "examples"))
-    assert run.folder in folder.parents
-    for name in ("quickstart.yaml", "gsm8k.yaml", "smollm2.yaml"):
-        assert (folder / "rec_gsm8k" / name).read_text() == (ROOT / "examples/rec_gsm8k" / name).read_text()
+def test_every_example_is_listed_and_found(run):
+    examples = sorted(path.relative_to(ROOT / "examples").as_posix() for path in ROOT.glob("examples/*/*.yaml"))
+    assert run("trinity-rec", "examples").split() == examples
+    for name in examples:
+        path = Path(run("trinity-rec", "examples", name))
+        assert run.folder in path.parents
+        assert path.read_text() == (ROOT / "examples" / name).read_text()
 
 
 def test_vllm_stand_in_and_configs_are_inside_and_tests_are_not(wheel):
