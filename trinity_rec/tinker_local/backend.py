@@ -55,6 +55,7 @@ class Backend:
         self.served, self.store, self.graph_budget = served, store, graph_budget
         self.stats, self.futures = Stats(), Futures()
         self.sampler = BatchSampler(served, store, max_rows, self.stats)
+        self._stopping = False
         self._trainer = ThreadPoolExecutor(1, thread_name_prefix="trainer")
         self._seen: dict[str, float] = {}  # client sessions: time of the last sign of life
         self._sampling: dict[str, SamplingSession] = {}
@@ -62,9 +63,9 @@ class Backend:
 
     def close(self) -> None:
         """Finish the training request that runs; fail all that wait and what is being sampled."""
+        self._stopping = True
         self._trainer.shutdown(wait=True, cancel_futures=True)
         self.sampler.close()
-        self.store.close()
 
     # ---- sessions ----
 
@@ -256,6 +257,8 @@ class Backend:
     def _train(self, request_id: str, work: Callable[[], Answer]) -> str:
         """Queue work for the training thread, unless this is a request repeated by the SDK."""
         if request_id not in self.futures:
+            if self._stopping:
+                raise RequestError("the server is stopping", 410)
             self.futures.check_room()
             self.futures.add(request_id, asyncio.get_running_loop().run_in_executor(self._trainer, work))
         return request_id

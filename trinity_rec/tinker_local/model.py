@@ -8,6 +8,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
 
 from trinity_rec.tinker_local.errors import RequestError, ServeError
 from trinity_rec.tinker_local.logprobs import hidden_states, logits_of
@@ -62,6 +63,7 @@ def load(directory: Path, device: str) -> ServedModel:
     if not (path / "config.json").is_file():
         raise ServeError(f"not a Hugging Face model directory (no config.json): {directory}")
     target = _device(device)
+    disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(path)
         tokenizer = AutoTokenizer.from_pretrained(path)

@@ -123,17 +123,17 @@ class Rows:
     Attributes:
         state: `key` and `count` of the random stream, `length` of prompt and response so far, the `token` last drawn
             (not yet in the cache), `temperature`, `top_k`, `top_p`.
-        greedy, cut: whether all rows are greedy; whether any row has a top-k or top-p.
+        greedy, drawn, cut: whether any row is greedy, is drawn at random, has a top-k or top-p.
     """
 
     samples: list[Sample]
     state: dict[str, Tensor]
-    greedy: bool = False
-    cut: bool = False
 
     def __post_init__(self) -> None:
-        self.greedy = all(sample.job.request.temperature == 0 for sample in self.samples)
-        self.cut = any(_cuts(sample.job.request) for sample in self.samples)
+        requests = [sample.job.request for sample in self.samples]
+        self.greedy = any(request.temperature == 0 for request in requests)
+        self.drawn = any(request.temperature > 0 for request in requests)
+        self.cut = any(request.top_k > 0 or request.top_p < 1 for request in requests)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -419,8 +419,8 @@ def draw(rows: Rows, logits: Tensor) -> tuple[Tensor, Tensor]:
     temperature = state["temperature"]
     greedy = temperature == 0
     logprobs = (logits / temperature.masked_fill(greedy, 1.0)[:, None]).log_softmax(-1)
-    token = logprobs.argmax(-1)
-    if not rows.greedy:
+    token = logprobs.argmax(-1) if rows.greedy else state["token"]
+    if rows.drawn:
         mass = logprobs.exp()
         if rows.cut:
             cut = ((state["top_k"] > 0) | (state["top_p"] < 1)).nonzero()[:, 0]
@@ -450,10 +450,6 @@ def truncate(probabilities: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
     stays &= (before < top_p[:, None] * kept_mass) | (top_p[:, None] >= 1)
     stays[:, 0] = True
     return torch.zeros_like(probabilities).scatter_(1, order, torch.where(stays, ordered, 0.0))
-
-
-def _cuts(request: SampleRequest) -> bool:
-    return request.top_k > 0 or request.top_p < 1
 
 
 def _prefill_groups(jobs: list[Job]) -> Iterator[list[Job]]:

@@ -67,11 +67,14 @@ def serve(
         raise ServeError(f"graph_budget_mb must not be negative, got {graph_budget_mb}")
     if not _is_loopback(host) and not api_key:
         raise ServeError(f"listening on {host} lets other machines in: set an API key")
-    with _stop_on_signals(), contextlib.closing(_listen(host, port)) as listener:
+    with (
+        _stop_on_signals(),
+        contextlib.closing(_listen(host, port)) as listener,
+        contextlib.closing(WeightStore(root, keep)) as store,
+    ):
         if threads is not None:
             torch.set_num_threads(threads)
-        served = load(model_dir, device)
-        backend = Backend(served, WeightStore(root, keep), max_rows, graph_budget_mb * 2**20)
+        backend = Backend(load(model_dir, device), store, max_rows, graph_budget_mb * 2**20)
         address = f"[{host}]" if ":" in host else host
         server = _Server(backend, api_key, lambda: ready and ready(f"http://{address}:{listener.getsockname()[1]}"))
         asyncio.run(server.serve(sockets=[listener]))

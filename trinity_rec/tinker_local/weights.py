@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trinity_rec.tinker_local.errors import RequestError, ServeError
@@ -110,7 +109,7 @@ class WeightStore:
             RequestError: the name is taken and `overwrite` is not set.
         """
         place = self.directory(path)
-        if place.exists() and not overwrite:
+        if place.exists() and not overwrite and path not in self._condemned:
             raise RequestError(f"{path} exists already")
         writing = place.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
         writing.mkdir(parents=True)
@@ -119,7 +118,7 @@ class WeightStore:
             save_file(weights, writing / "weights.safetensors")
             if optimizer is not None:
                 torch.save(optimizer, writing / "optimizer.pt")
-            files = {file.name: _fingerprint(file.read_bytes()) for file in sorted(writing.iterdir())}
+            files = {file.name: _fingerprint(file) for file in sorted(writing.iterdir())}
             (writing / "manifest.json").write_text(json.dumps({"version": 1, "files": files}))
             with self._lock:
                 if place.exists():
@@ -140,17 +139,13 @@ class WeightStore:
         newest = self._newest
         if newest is not None and newest[0] == path:
             return newest[1]
-        try:
-            return load(self._read(path, "weights.safetensors"))
-        except SafetensorError as error:
-            raise RequestError(f"{path} is damaged: {error}") from error
+        return load_file(self._checked(path, "weights.safetensors"))
 
     def load_optimizer(self, path: SnapshotPath) -> dict[str, Any]:
         """The optimizer's state dict of a checkpoint. Raises like `load`."""
         if path.kind != CHECKPOINT:
             raise RequestError(f"{path} holds no optimizer state")
-        self._read(path, "optimizer.pt")
-        return torch.load(self.directory(path) / "optimizer.pt", map_location="cpu", weights_only=True)
+        return torch.load(self._checked(path, "optimizer.pt"), map_location="cpu", weights_only=True)
 
     def find(self, run: str, name: str) -> SnapshotPath:
         """The snapshot that `name` means: `<kind>/<name>`, or a bare name of any kind.
@@ -191,19 +186,24 @@ class WeightStore:
                         shutil.rmtree(entry)
                         self._condemned.discard(path)
 
-    def _read(self, path: SnapshotPath, file: str) -> bytes:
+    def _checked(self, path: SnapshotPath, name: str) -> Path:
+        """A file of a snapshot, after a look at whether it is what was written."""
         directory = self.directory(path)
         try:
             manifest = json.loads((directory / "manifest.json").read_text())
-            content = (directory / file).read_bytes()
+            intact = manifest["files"][name] == _fingerprint(directory / name)
         except FileNotFoundError:
             raise RequestError(f"no such weights: {path}", 404) from None
-        except ValueError as error:
-            raise RequestError(f"{path} is damaged: its manifest is not readable") from error
-        if manifest["files"].get(file) != _fingerprint(content):
-            raise RequestError(f"{path} is damaged: {file} is not what was written")
-        return content
+        except (ValueError, KeyError, TypeError):
+            intact = False
+        if not intact:
+            raise RequestError(f"{path} is damaged: {name} is not what was written")
+        return directory / name
 
 
-def _fingerprint(content: bytes) -> dict[str, int]:
-    return {"bytes": len(content), "crc32": zlib.crc32(content)}
+def _fingerprint(file: Path) -> dict[str, int]:
+    size, checksum = 0, 0
+    with file.open("rb") as stream:
+        while chunk := stream.read(2**20):
+            size, checksum = size + len(chunk), zlib.crc32(chunk, checksum)
+    return {"bytes": size, "crc32": checksum}

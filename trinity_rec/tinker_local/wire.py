@@ -20,9 +20,8 @@ from trinity_rec.tinker_local.sampling import SampleRequest, SampleResult
 from trinity_rec.tinker_local.training import AdamParams, Datum
 from trinity_rec.tinker_local.weights import SnapshotPath
 
-MAX_BODY = 256 * 2**20  # bytes of a request, also once it is unpacked
+MAX_BODY = 64 * 2**20  # bytes of a request, also once it is unpacked
 MAX_BATCH = 16384  # sequences in one request
-_NOT_A_NUMBER = float("nan")
 _NO_TOKEN_LOGPROB = -99999.0  # of empty cells in a matrix of top prompt logprobs
 
 _DTYPES = {pb.DTYPE_FLOAT32: np.dtype("<f4"), pb.DTYPE_INT64: np.dtype("<i8")}
@@ -174,13 +173,11 @@ def unpack(body: bytes, encoding: str | None) -> bytes:
     if encoding != "zstd":
         raise RequestError(f"content encoding {encoding[:40]!r} is not supported", 415)
     try:
-        with zstandard.ZstdDecompressor().stream_reader(body) as reader:
-            unpacked = reader.read(MAX_BODY + 1)
+        if zstandard.frame_content_size(body) > MAX_BODY:
+            raise RequestError(f"the body is larger than {MAX_BODY} bytes", 413)
+        return zstandard.ZstdDecompressor().decompress(body, max_output_size=MAX_BODY)
     except zstandard.ZstdError as error:
-        raise RequestError("the body is not valid zstd", 400) from error
-    if len(unpacked) > MAX_BODY:
-        raise RequestError(f"the body is larger than {MAX_BODY} bytes", 413)
-    return unpacked
+        raise RequestError(f"the body is not valid zstd of at most {MAX_BODY} bytes", 400) from error
 
 
 def parse_forward_backward(body: bytes) -> pb.ForwardBackwardRequest:
