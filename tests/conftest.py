@@ -15,3 +15,6 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
 )
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Before any test imports verl: its modules copy the functions of each other that the CPU needs replaced.
+from tests import verl_cpu  # noqa: E402, F401
