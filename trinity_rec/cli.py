@@ -7,27 +7,23 @@ from __future__ import annotations
 
 import shutil
 import sys
-from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.markup import escape
 
-from trinity_rec import __version__
+from trinity_rec import __version__, commands
+from trinity_rec.commands.terminal import UsageError, known_name, preset_named, stderr, stdout
 
 app = typer.Typer(
     help="Off-policy group-relative REINFORCE (REC, REP, RED) for Trinity-RFT.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,  # `main` reports errors
 )
-out, err = Console(soft_wrap=True, highlight=False), Console(stderr=True, soft_wrap=True, highlight=False)
-
-
-class UsageError(Exception):
-    """A value that a command cannot work with; the message is one line for the user."""
+commands.register(app)
+out, err = stdout(), stderr()
 
 
 def print_version(wanted: bool) -> None:
@@ -46,7 +42,7 @@ def options(
     """Options of every command."""
 
 
-@app.command()
+@app.command(epilog="Example: trinity-rec quickstart --algorithm rec_ring_nois --sync-interval 20")
 def quickstart(
     algorithm: Annotated[str | None, typer.Option(help="A preset; the YAML's by default.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Training steps; the YAML's by default.")] = None,
@@ -58,13 +54,13 @@ def quickstart(
 ) -> None:
     """Train a small model on this machine, without a GPU, and report its held-out accuracy before and after."""
     if algorithm is not None:
-        algorithm = preset_name(algorithm)
+        algorithm = preset_named(algorithm).name
     run = needs_extra("local", "trinity_rec.quickstart.run")
     summary = run.quickstart(out_dir, run.Options(algorithm, steps, sync_interval, seed), err)
     out.print(summary.table(out_dir))
 
 
-@app.command()
+@app.command(epilog="Example: trinity-rec serve --model ./tiny_qwen2 --port 8765")
 def serve(
     model: Annotated[Path, typer.Option(help="A Hugging Face model directory.")],
     root: Annotated[Path, typer.Option(help="Where snapshots and checkpoints go.")] = Path("tinker_weights"),
@@ -98,13 +94,13 @@ def serve(
     )
 
 
-@app.command("plugin-dir")
+@app.command("plugin-dir", epilog='Example: trinity run --config rec.yaml --plugin-dir "$(trinity-rec plugin-dir)"')
 def plugin_dir() -> None:
     """Print the directory for `trinity run --plugin-dir`, which makes the presets known by their plain names."""
     print(Path(__file__).parent / "plugin" / "register")
 
 
-@app.command()
+@app.command(epilog="Example: trinity-rec examples rec_gsm8k/gsm8k.yaml --copy .")
 def examples(
     name: Annotated[str | None, typer.Argument(help="One of them; prints its path.")] = None,
     copy: Annotated[Path | None, typer.Option(help="Copy it, or all of them, into this directory.")] = None,
@@ -112,7 +108,7 @@ def examples(
     """List the example YAMLs, find one, or copy them to a directory of yours."""
     from trinity_rec.shipped import example, example_names
 
-    names = example_names() if name is None else [closest(name, example_names(), "example")]
+    names = example_names() if name is None else [known_name(name, example_names(), "example")]
     for each in names:
         if copy is None:
             print(each if name is None else example(each))
@@ -122,21 +118,6 @@ def examples(
                 raise UsageError(f"{target} is there already")
             copy.mkdir(parents=True, exist_ok=True)
             print(shutil.copyfile(example(each), target))
-
-
-def preset_name(name: str) -> str:
-    """`name` as the table of presets has it; `trinity_rec.` before it is allowed, as in a YAML."""
-    from trinity_rec.presets import PRESETS
-
-    return closest(name.removeprefix("trinity_rec."), list(PRESETS), "preset")
-
-
-def closest(name: str, known: list[str], kind: str) -> str:
-    """`name` if it is known; else an error with the nearest that is."""
-    if name in known:
-        return name
-    near = get_close_matches(name, known, n=1, cutoff=0.4)
-    raise UsageError(f"no {kind} {name!r}; " + (f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"))
 
 
 def needs_extra(extra: str, module: str) -> Any:
@@ -157,7 +138,7 @@ def main() -> None:
         if "--debug" in sys.argv:
             raise
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        err.print(f"[red]error:[/] {first_line}", markup=True)
+        err.print(f"[red]error:[/] {escape(first_line)}")
         sys.exit(1)
 
 

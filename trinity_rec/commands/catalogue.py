@@ -1,0 +1,221 @@
+"""`trinity-rec list`, `show` and `diff`: the presets, as a table, as a section to paste, and against each other."""
+
+from __future__ import annotations
+
+import re
+import sys
+import textwrap
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
+
+import typer
+from rich.syntax import Syntax
+from rich.table import Table
+
+from trinity_rec.commands import arguments
+from trinity_rec.commands.effective import GROUP_SIZE, as_section, effective
+from trinity_rec.commands.terminal import complete_preset, preset_named, print_json, print_table, stdout
+from trinity_rec.presets import PRESETS, Preset
+
+_CHOSEN = typer.Argument(help="A preset, as `trinity-rec list` names it.", autocompletion=complete_preset)
+_JSON = typer.Option("--json", help="Print JSON.")
+
+
+def register(app: typer.Typer) -> None:
+    app.command("list", epilog="Example: trinity-rec list")(list_command)
+    app.command("show", epilog="Example: trinity-rec show rec_oneside_nois")(show_command)
+    app.command("diff", epilog="Example: trinity-rec diff rec_grpo rec_oneside_nois")(diff_command)
+
+
+def list_command(as_json: Annotated[bool, _JSON] = False) -> None:
+    """List the presets: what each clips, weights and regularises, and what it needs."""
+    rows = [overview(preset) for preset in PRESETS.values()]
+    if as_json:
+        print_json(rows)
+        return
+    table = Table()
+    for column in rows[0]:
+        table.add_column(column.replace("_", " "), overflow="fold")
+    for row in rows:
+        table.add_row(*(("yes" if cell else "no") if isinstance(cell, bool) else cell for cell in row.values()))
+    print_table(table)
+
+
+def show_command(preset: Annotated[str, _CHOSEN], as_json: Annotated[bool, _JSON] = False) -> None:
+    """Show a preset: its gradient, when to use it, and the `algorithm:` section that it stands for."""
+    chosen = preset_named(preset)
+    if as_json:
+        print_json(details(chosen))
+    elif stdout().is_terminal:
+        # Syntax fills lines with spaces up to the width; a copied section must not carry them.
+        code = Syntax(section_text(chosen), "yaml", theme="ansi_dark", background_color="default")
+        stdout().print(code.highlight(code.code), end="")
+    else:
+        print(section_text(chosen, _unicode_works()), end="")
+
+
+def diff_command(
+    first: Annotated[str, _CHOSEN], second: Annotated[str, _CHOSEN], as_json: Annotated[bool, _JSON] = False
+) -> None:
+    """Show where two presets differ: the gradient and each argument that counts."""
+    left, right = preset_named(first), preset_named(second)
+    rows = differences(left, right)
+    if as_json:
+        print_json({key: {left.name: a, right.name: b} for key, (a, b) in rows.items()})
+        return
+    table = Table("", left.name, right.name)
+    for key, values in rows.items():
+        table.add_row(key, *("" if value is None else str(value) for value in values))
+    print_table(table)
+
+
+def overview(preset: Preset) -> dict[str, Any]:
+    """One row of `trinity-rec list`."""
+    loss, advantage = preset.policy_loss, preset.advantage
+    sampling = {"importance_sampling": "token", "gspo_importance_sampling": "sequence"}
+    shaping = [
+        "exp(A / temp)" if loss.get("weight") == "advantage" else None,
+        "exp(A / T)" if advantage.get("reweight") else None,
+        "1 / std" if advantage.get("std_normalize") else None,
+        "drop" if advantage.get("drop") else None,
+        f"pairs: {advantage['pairwise']}" if advantage.get("pairwise") else None,
+    ]
+    return {
+        "preset": preset.name,
+        "family": preset.family,
+        "clip": loss.get("clip_mode", "none"),
+        "IS": sampling.get(loss.get("weight", ""), "none"),
+        "data_weight": ", ".join(filter(None, shaping)) or "none",
+        "regulariser": loss.get("regularizer", "none"),
+        "needs_old_logprobs": needs_old_logprobs(loss),
+        "needs_reference": False,
+        "source": preset.source,
+    }
+
+
+def needs_old_logprobs(policy_loss: Mapping[str, Any]) -> bool:
+    """Whether the gradient depends on rho; where not, the rollout's logprobs serve the metrics alone."""
+    return (
+        policy_loss.get("clip_mode", "none") != "none"
+        or policy_loss.get("weight", "none").endswith("importance_sampling")
+        or policy_loss.get("regularizer", "none").startswith("k2")
+    )
+
+
+def details(preset: Preset) -> dict[str, Any]:
+    """What `trinity-rec show --json` prints."""
+    return {
+        "name": preset.name,
+        "title": preset.title,
+        "family": preset.family,
+        "gradient": preset.gradient,
+        "when": preset.when,
+        "source": preset.source,
+        "needs_old_logprobs": needs_old_logprobs(preset.policy_loss),
+        "needs_reference": False,
+        "algorithm": section(preset),
+    }
+
+
+def section(preset: Preset) -> dict[str, Any]:
+    """The effective `algorithm:` section, every default filled in, in groups of `GROUP_SIZE`."""
+    return as_section(effective({"algorithm_type": f"trinity_rec.{preset.name}", "repeat_times": GROUP_SIZE}))
+
+
+def counting_section(preset: Preset) -> dict[str, Any]:
+    """`section` without the arguments that the preset does not read; it means the same."""
+    whole = section(preset)
+    modes = {"policy_loss_fn_args": arguments.POLICY_LOSS, "advantage_fn_args": arguments.ADVANTAGE}
+    return {key: arguments.read_only(value, modes[key]) if key in modes else value for key, value in whole.items()}
+
+
+def differences(left: Preset, right: Preset) -> dict[str, tuple[Any, Any]]:
+    """Where two presets differ, as dotted key -> both values; None where one does not read the argument."""
+    both = [{"gradient": readable(each.gradient), **_flat(counting_section(each))} for each in (left, right)]
+    keys = dict.fromkeys([*both[0], *both[1]])
+    found = {key: (both[0].get(key), both[1].get(key)) for key in keys if key != "algorithm_type"}
+    return {key: values for key, values in found.items() if values[0] != values[1]}
+
+
+def _flat(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]] | dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in section.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def section_text(preset: Preset, unicode: bool = True) -> str:
+    """The section as YAML to paste, commented; what configs/algorithms/<preset>.yaml holds."""
+    from trinity_rec.commands.schema import choices
+    from trinity_rec.objective import Objective
+    from trinity_rec.plugin.advantage import RECAdvantage
+
+    modes = choices()
+    described = {
+        "policy_loss_fn_args": arguments.descriptions(Objective),
+        "advantage_fn_args": arguments.descriptions(RECAdvantage),
+    }
+    needs = "the rollout's logprobs" if needs_old_logprobs(preset.policy_loss) else "nothing but rewards"
+    lines = [
+        *_comment(f"{preset.title} ({preset.family}). {preset.when}"),
+        *_comment(f"Gradient: {readable(preset.gradient) if unicode else preset.gradient}"),
+        *_comment(f"Source: {preset.source}."),
+        *_comment(f"Needs {needs}; no reference model (a KL term asked for by kl_loss_fn loads one)."),
+        "algorithm:",
+    ]
+    for key, value in counting_section(preset).items():
+        if not isinstance(value, Mapping):
+            lines.append(f"  {key}: {scalar(value)}{_KEY_NOTES.get(key, '')}")
+            continue
+        lines.append(f"  {key}:")
+        said = None
+        for name, argument in value.items():
+            text = described.get(key, {}).get(name, "")
+            if name in modes:
+                text = f"{', '.join(map(scalar, modes[name]))}: {text}"
+            if text != said:
+                lines += _comment(text, "    ")
+            said = text
+            lines.append(f"    {name}: {scalar(argument)}")
+    return "\n".join(lines) + "\n"
+
+
+_KEY_NOTES = {
+    "repeat_times": "  # responses a prompt: the group that the baseline is taken over",
+    "loss_agg_mode": "  # the average over the batch",
+    "kl_loss_fn": "  # k2 with kl_loss_fn_args: {kl_coef: ...} adds a KL term and loads a reference model",
+}
+
+
+def _comment(text: str, indent: str = "") -> list[str]:
+    return textwrap.wrap(text, 118, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ")
+
+
+def scalar(value: Any) -> str:
+    """A scalar as YAML writes it."""
+    import yaml
+
+    return yaml.safe_dump(value, width=10_000).removesuffix("...\n").rstrip("\n")
+
+
+_NOTATION = (
+    (r"1\{", "𝟙{"),  # noqa: RUF001
+    (r"\bgrad log pi\b", "∇log π"),
+    (r"\brho\b", "ρ"),  # noqa: RUF001
+    (r"\beps'_", "ε'_"),
+    (r"\beps_", "ε_"),
+    (r"\bsum\b", "Σ"),
+    (r">=", "≥"),
+    (r"<=", "≤"),
+)
+
+
+def readable(gradient: str) -> str:
+    """A gradient of the preset table in the paper's symbols."""
+    for pattern, symbol in _NOTATION:
+        gradient = re.sub(pattern, symbol, gradient)
+    return gradient
+
+
+def _unicode_works() -> bool:
+    return (sys.stdout.encoding or "ascii").lower().replace("-", "").startswith("utf")

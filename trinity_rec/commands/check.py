@@ -1,0 +1,534 @@
+"""`trinity-rec check`: what a Trinity YAML will train, and what is wrong or doubtful in it, before anything starts.
+
+No Ray, GPU, model or network is touched. What is an error is decided by others: the types of Trinity's configuration (by
+OmegaConf), the plugin's own check (`PresetAlgorithm.check_config`) and those of Trinity's validators that need none of
+the above. Doubts, settings that run but are probably not meant, are judged in `doubts.py`. The exit code is 1 with any
+error, 0 with doubts alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import re
+import tempfile
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from trinity_rec.commands.document import Document, Key
+from trinity_rec.commands.effective import trinity_warnings
+from trinity_rec.commands.rewrite import COUNTERPARTS, nearest
+from trinity_rec.commands.summary import Summary, summarise
+from trinity_rec.commands.terminal import UsageError, closest, did_you_mean, print_json, stdout
+from trinity_rec.presets import PRESETS
+
+if typing.TYPE_CHECKING:
+    from trinity.common.config import Config
+
+ERROR, DOUBT = "error", "doubt"
+
+
+def register(app: typer.Typer) -> None:
+    app.command("check", epilog="Example: trinity-rec check gsm8k.yaml")(check_command)
+
+
+def check_command(
+    config: Annotated[Path, typer.Argument(help="A Trinity YAML.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what a YAML will train and list its errors and doubtful settings, each with its line.
+
+    Starts nothing: needs no Ray, GPU, model or network. Exits with 1 if there is an error, with 0 if there are only
+    doubts.
+    """
+    try:
+        report = check(Document.read(config))
+    except UsageError as error:
+        if not as_json:
+            raise
+        report = unreadable(str(config), error)
+    if as_json:
+        print_json(report.as_json())
+    else:
+        print_report(report)
+    if report.errors:
+        raise typer.Exit(1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One error or doubt.
+
+    Attributes:
+        level: "error" or "doubt".
+        line: where, from 1.
+        key: the dotted key that it is about.
+        message: what is wrong.
+        suggestion: what to do.
+    """
+
+    level: str
+    line: int
+    key: str
+    message: str
+    suggestion: str = ""
+
+    def __str__(self) -> str:
+        text = f"{self.key}: {self.message}" if self.key else self.message
+        return f"{text}; {self.suggestion}" if self.suggestion else text
+
+
+@dataclasses.dataclass
+class Report:
+    """What `check` found; `summary` is None where errors leave nothing to sum up."""
+
+    file: str
+    summary: Summary | None
+    findings: list[Finding]
+
+    @property
+    def errors(self) -> list[Finding]:
+        return [each for each in self.findings if each.level == ERROR]
+
+    @property
+    def doubts(self) -> list[Finding]:
+        return [each for each in self.findings if each.level == DOUBT]
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "file": self.file,
+            "ok": not self.errors,
+            "summary": None if self.summary is None else dataclasses.asdict(self.summary),
+            "errors": [dataclasses.asdict(each) for each in self.errors],
+            "doubts": [dataclasses.asdict(each) for each in self.doubts],
+        }
+
+
+def unreadable(path: str, error: UsageError) -> Report:
+    place, line = re.match(re.escape(path) + r"(?::(\d+))?: (.*)", str(error)), 1
+    message = str(error) if place is None else place[2]
+    if place is not None and place[1]:
+        line = int(place[1])
+    return Report(path, None, [Finding(ERROR, line, "", message)])
+
+
+def print_report(report: Report) -> None:
+    console = stdout()
+    if report.summary is not None:
+        for name, text in report.summary.lines():
+            console.print(f"[bold]{name:<13}[/] {escape(text)}")
+    colours = {ERROR: "red", DOUBT: "yellow"}
+    for each in report.findings:
+        colour = colours[each.level]
+        console.print(f"{escape(report.file)}:{each.line}: [{colour}]{each.level}[/]: {escape(str(each))}")
+    counts = [
+        f"{len(found)} {name}{'s'[: len(found) != 1]}"
+        for name, found in ((ERROR, report.errors), (DOUBT, report.doubts))
+        if found
+    ]
+    console.print(", ".join(counts) if counts else "no errors, no doubts")
+
+
+def check(document: Document) -> Report:
+    """Everything `trinity-rec check` knows about a YAML.
+
+    Raises:
+        UsageError: it is not a Trinity configuration at all.
+    """
+    return _Check(document).run()
+
+
+class _Check:
+    """One run over a document; findings gather as it goes."""
+
+    def __init__(self, document: Document) -> None:
+        self.document = document
+        self.findings: list[Finding] = []
+
+    def add(self, level: str, keys: tuple[Key, ...], message: str, suggestion: str = "") -> None:
+        finding = Finding(level, self.document.line(keys), dotted(keys), message, suggestion)
+        if finding not in self.findings:
+            self.findings.append(finding)
+
+    def run(self) -> Report:
+        data = self._typed_data()
+        config = self._config(data)
+        summary = None
+        if config is not None:
+            ours = self._resolve_algorithm(config)
+            if ours is not None:
+                self._plugin_check(config)
+            else:
+                _fill_in_defaults(config)
+            self._trinity_checks(config)
+            summary = summarise(config)
+            if ours is not None:
+                from trinity_rec.commands.doubts import doubts
+
+                for doubt in doubts(config, self.document.data, summary):
+                    self.add(DOUBT, doubt.keys, doubt.message, doubt.suggestion)
+        order = {ERROR: 0, DOUBT: 1}
+        self.findings.sort(key=lambda each: (order[each.level], each.line))
+        return Report(self.document.path, summary, self.findings)
+
+    # Types and names, by Trinity's configuration classes.
+
+    def _typed_data(self) -> dict[str, Any]:
+        from trinity.common.config import Config
+
+        known = [field.name for field in dataclasses.fields(Config)]
+        if not set(self.document.data) & set(known):
+            raise UsageError(
+                f"{self.document.path}:1: not a Trinity configuration: none of its keys is one of Trinity's "
+                "(algorithm, model, buffer, …)"
+            )
+        return self._typed(self.document.data, Config, ())
+
+    def _typed(self, value: Any, hint: Any, keys: tuple[Key, ...], owner: Any = None) -> Any:
+        """`value` without what does not fit its type annotation; each misfit is an error."""
+        hint = _without_none(hint, value)
+        if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+            hints, kept = typing.get_type_hints(hint), {}
+            for key, each in value.items():
+                if key not in hints:
+                    self.add(ERROR, (*keys, key), "unknown key", did_you_mean(str(key), hints))
+                    continue
+                fitting = self._typed(each, hints[key], (*keys, key), owner=hint)
+                if fitting is not _MISFIT:
+                    kept[key] = fitting
+            return kept
+        origin, inner = typing.get_origin(hint), typing.get_args(hint)
+        if origin is list and isinstance(value, list) and dataclasses.is_dataclass(inner[0]):
+            fitting = [self._typed(each, inner[0], (*keys, i)) for i, each in enumerate(value)]
+            return [each for each in fitting if each is not _MISFIT]
+        if origin is dict and isinstance(value, Mapping) and dataclasses.is_dataclass(inner[1]):
+            fitting = {key: self._typed(each, inner[1], (*keys, key)) for key, each in value.items()}
+            return {key: each for key, each in fitting.items() if each is not _MISFIT}
+        return value if self._fits(value, keys, owner, hint) else _MISFIT
+
+    def _fits(self, value: Any, keys: tuple[Key, ...], owner: Any, hint: Any) -> bool:
+        from omegaconf import OmegaConf
+        from omegaconf.errors import OmegaConfBaseException
+
+        try:
+            if owner is None or dataclasses.is_dataclass(hint):
+                if not isinstance(value, Mapping | None):
+                    raise TypeError
+            else:
+                OmegaConf.merge(OmegaConf.structured(owner), {keys[-1]: value})
+        except (OmegaConfBaseException, TypeError, ValueError, KeyError, AttributeError) as error:
+            expected = f"expected {_type_name(hint)}" if not isinstance(error, KeyError) else str(error)
+            self.add(ERROR, keys, f"{value!r} has the wrong type", expected)
+            return False
+        return True
+
+    def _config(self, data: dict[str, Any]) -> Config | None:
+        """The configuration as Trinity loads it; what depends on an environment that is not here keeps its default."""
+        from omegaconf import OmegaConf
+        from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
+        from trinity.common.config import Config
+
+        merged = OmegaConf.merge(OmegaConf.structured(Config), data)
+        for keys, value in list(_interpolations(data)):
+            try:
+                OmegaConf.select(merged, dotted(keys), throw_on_missing=True)
+            except OmegaConfBaseException as error:
+                environment = re.search(r"Environment variable '(\w+)' not found", str(error))
+                if isinstance(error, InterpolationResolutionError) and environment:
+                    self.add(
+                        DOUBT, keys, f"environment variable {environment[1]} is not set here", "set it for the run"
+                    )
+                else:
+                    self.add(ERROR, keys, f"{value}: {str(error).splitlines()[0]}")
+                _drop(data, keys)
+        try:
+            return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), data))
+        except OmegaConfBaseException as error:
+            keys = tuple(parsed_key(error.full_key or ""))
+            self.add(ERROR, keys, str(error).splitlines()[0])
+            return None
+
+    # The algorithm, by the plugin.
+
+    def _resolve_algorithm(self, config: Config) -> str | None:
+        """The preset's name; None where the YAML names another algorithm, which then is said."""
+        from trinity.algorithm import ALGORITHM_TYPE
+
+        keys = ("algorithm", "algorithm_type")
+        name = config.algorithm.algorithm_type
+        plain = name.removeprefix("trinity_rec.")
+        upstream = ALGORITHM_TYPE._default_mapping
+        if plain in PRESETS and name != "rec":
+            if plain == name:
+                self.add(
+                    DOUBT,
+                    keys,
+                    f"{name} is known by its plain name only with --plugin-dir",
+                    f"trinity_rec.{name} works everywhere",
+                )
+                config.algorithm.algorithm_type = f"trinity_rec.{name}"
+            return plain
+        if name == "rec":
+            preset, args = nearest(self.document.data.get("algorithm") or {})
+            differing = ", ".join(f"{key} {value}" for values in args.values() for key, value in values.items())
+            self.add(
+                DOUBT,
+                keys,
+                "upstream's rec, whose defaults load a reference model for a KL term of 0.001",
+                f"`trinity-rec use nearest {self.document.path}` switches to {preset.name}"
+                + (f" with {differing}" if differing else ""),
+            )
+        elif name in upstream:
+            counterpart = COUNTERPARTS.get(name)
+            hint = f"`trinity-rec use {counterpart} {self.document.path}`" if counterpart else "see `trinity-rec list`"
+            self.add(DOUBT, keys, f"{name} is Trinity's own: its arguments are not judged here", f"to switch: {hint}")
+        elif "." in name and not name.startswith("trinity_rec."):
+            self.add(DOUBT, keys, f"{name} is a class of your own: its arguments are not judged here")
+        else:
+            near = closest(plain, PRESETS)
+            known = [*(f"trinity_rec.{preset}" for preset in PRESETS), *upstream]
+            hint = f"did you mean trinity_rec.{near}?" if near else did_you_mean(name, known)
+            self.add(ERROR, keys, f"no algorithm {name!r}", hint)
+        return None
+
+    def _plugin_check(self, config: Config) -> None:
+        """Run the plugin's check until it passes: each refused setting is noted and then left at its default."""
+        from trinity.algorithm import ALGORITHM_TYPE
+
+        algorithm = ALGORITHM_TYPE.get(config.algorithm.algorithm_type)
+        self._known_functions(config)
+        defaults = type(config)()
+        with trinity_warnings() as warnings:
+            while True:
+                attempt = copy.deepcopy(config)
+                try:
+                    algorithm.check_config(attempt)
+                except (ValueError, TypeError, ImportError) as error:
+                    keys, message, suggestion = self._placed(str(error))
+                    self.add(ERROR, keys, message, suggestion)
+                    if not any(_reset(config, defaults, keys[:depth]) for depth in range(len(keys), 1, -1)):
+                        return
+                else:
+                    break
+            algorithm.check_config(config)
+        for warning in dict.fromkeys(warnings):
+            keys, message, suggestion = self._placed(warning)
+            self.add(DOUBT, keys, message, suggestion)
+
+    def _known_functions(self, config: Config) -> None:
+        """Names that Trinity's registries do not have, and classes that cannot be imported."""
+        from trinity import algorithm as registries
+
+        for key, registry in (
+            ("policy_loss_fn", registries.POLICY_LOSS_FN),
+            ("advantage_fn", registries.ADVANTAGE_FN),
+            ("kl_loss_fn", registries.KL_FN),
+            ("kl_penalty_fn", registries.KL_FN),
+            ("entropy_loss_fn", registries.ENTROPY_LOSS_FN),
+            ("sample_strategy", registries.SAMPLE_STRATEGY),
+        ):
+            name = getattr(config.algorithm, key)
+            if name is None or name in registry._default_mapping or name in registry.modules:
+                continue
+            problem = _import_problem(name)
+            if problem is not None:
+                near = closest(name.removeprefix("trinity_rec."), registry._default_mapping)
+                own = did_you_mean(name, _own_blocks()) if name.startswith("trinity_rec.") else None
+                hint = own or (f"did you mean {near}?" if near else f"known: {', '.join(registry._default_mapping)}")
+                self.add(ERROR, ("algorithm", key), problem, hint)
+                setattr(config.algorithm, key, None)
+
+    def _placed(self, message: str) -> tuple[tuple[Key, ...], str, str]:
+        """A one-line message of the plugin's check as key, text and suggestion; it begins with the key it is about."""
+        match = re.match(r"[a-z_]+(?:\.[\w-]+|\([^)]*\))+", message)
+        key = match[0] if match else ""
+        rest = message[len(key) :].removeprefix(":").strip()
+        unknown = re.match(r"unknown argument '(\w+)'", rest)
+        keys = self._with_taskset_index(tuple(parsed_key(key)), key)
+        if unknown:
+            keys = (*keys, unknown[1])
+            rest = rest.replace(unknown[0], "unknown argument", 1)
+        text, _, suggestion = rest.partition("; ")
+        if text.startswith("="):
+            text = text.removeprefix("=")
+        return keys or ("algorithm",), text, suggestion
+
+    def _with_taskset_index(self, keys: tuple[Key, ...], key: str) -> tuple[Key, ...]:
+        """The plugin names a taskset by its name or path; in the YAML it may stand in a list."""
+        named = re.search(r"taskset\(([^)]*)\)", key)
+        tasksets = _get(self.document.data, ("buffer", "explorer_input", "tasksets"))
+        if named is None or not isinstance(tasksets, list):
+            return keys
+        for index, taskset in enumerate(tasksets):
+            if named[1] in (_get(taskset, ("name",)), _get(taskset, ("path",))):
+                return (*keys[:2], "tasksets", index, *keys[3:])
+        return keys
+
+    # The rest, by those of Trinity's validators that need nothing but the configuration.
+
+    def _trinity_checks(self, config: Config) -> None:
+        if self.errors:
+            return
+        from trinity.common import config_validator as trinity
+
+        attempt = copy.deepcopy(config)
+        attempt.continue_from_checkpoint = True
+        if attempt.model.lora_configs and attempt.model.lora_configs[0].path is None:
+            attempt.model.lora_configs[0].path = "made by Trinity from the model"
+        has_cluster = attempt.cluster.node_num and attempt.cluster.gpu_per_node
+        validators: list[tuple[Any, str, Callable[..., None]]] = [
+            (trinity.GlobalConfigValidator, "mode", lambda each: each.validate(attempt)),
+            (trinity.MonitorConfigValidator, "monitor", lambda each: each.validate(attempt)),
+            (trinity.AlgorithmConfigValidator, "algorithm", lambda each: each.validate(attempt)),
+            (trinity.ModelConfigValidator, "model", lambda each: each._check_model_len(attempt)),
+            (trinity.SynchronizerConfigValidator, "synchronizer", lambda each: each.validate(attempt)),
+            (trinity.IntervalConfigValidator, "explorer", lambda each: each.validate(attempt)),
+            (trinity.ExplorerConfigValidator, "explorer", lambda each: each.validate(attempt)),
+            (trinity.BufferConfigValidator, "buffer", lambda each: each.validate(attempt)),
+            (trinity.TrainerConfigValidator, "trainer", lambda each: each.validate(attempt)),
+        ]
+        if has_cluster and not attempt.model.tinker.enable:  # else it asks a Ray cluster
+            validators.insert(4, (trinity.RayClusterConfigValidator, "cluster", lambda each: each.validate(attempt)))
+        absent = {keys for keys, _ in _interpolations(self.document.data)}
+        with tempfile.TemporaryDirectory() as checkpoints, trinity_warnings():
+            attempt.checkpoint_root_dir = checkpoints
+            for validator, section, validate in validators:
+                try:
+                    validate(validator())
+                except (ValueError, AssertionError, RuntimeError, ImportError, KeyError, TypeError, OSError) as error:
+                    message = " ".join(str(error).split()) or type(error).__name__
+                    keys = self._mentioned(message, section)
+                    if "path is not configured" in message and any(each[-1] == "path" for each in absent):
+                        continue  # it comes from the environment, and is doubted already
+                    self.add(ERROR, keys, message if len(message) < 300 else f"{message[:300]}…")
+
+    @property
+    def errors(self) -> list[Finding]:
+        return [each for each in self.findings if each.level == ERROR]
+
+    def _mentioned(self, message: str, section: str) -> tuple[Key, ...]:
+        """The key that one of Trinity's messages names, as far as it is written in the file; else the section."""
+        for name in re.findall(r"`?([a-z_]+(?:\.[a-z_]+)*)`?", message):
+            parts = tuple(name.split("."))
+            for keys in (parts, (section, *parts)):
+                if len(keys) > 1 and _get(self.document.data, keys) is not None:
+                    return keys
+        return (section,)
+
+
+_MISFIT = object()
+
+
+def dotted(keys: tuple[Key, ...]) -> str:
+    """As OmegaConf writes a path: buffer.explorer_input.eval_tasksets[0].path."""
+    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).removeprefix(".")
+
+
+def parsed_key(key: str) -> Iterator[Key]:
+    """The other way round."""
+    for part in re.findall(r"[^.\[\]()]+(?:\([^)]*\))?", key):
+        name = part.split("(")[0]
+        yield int(name) if name.isdigit() else name
+
+
+def _without_none(hint: Any, value: Any) -> Any:
+    options = [each for each in typing.get_args(hint) if each is not type(None)]
+    is_optional = len(options) == 1 and type(None) in typing.get_args(hint)
+    return options[0] if is_optional and value is not None else hint
+
+
+def _type_name(hint: Any) -> str:
+    import enum
+
+    if dataclasses.is_dataclass(hint) or typing.get_origin(hint) is dict or hint is dict:
+        return "a mapping of keys to values"
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return f"one of {', '.join(each.value for each in hint)}"
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    options = [each for each in typing.get_args(hint) if each is not type(None)]
+    if typing.get_origin(hint) is list:
+        return f"a list, each {_type_name(options[0])}"
+    if options:
+        return " or ".join(map(_type_name, options))
+    return names.get(hint, str(hint))
+
+
+def _fill_in_defaults(config: Config) -> None:
+    """Complete another algorithm's section for the summary; what is wrong with it, Trinity's validators say."""
+    from trinity.common.config_validator import AlgorithmConfigValidator
+
+    attempt = copy.deepcopy(config)
+    with trinity_warnings(), contextlib.suppress(Exception):
+        AlgorithmConfigValidator().validate(attempt)
+        config.algorithm = attempt.algorithm
+
+
+def _interpolations(value: Any, keys: tuple[Key, ...] = ()) -> Iterator[tuple[tuple[Key, ...], str]]:
+    if isinstance(value, Mapping):
+        for key, each in value.items():
+            yield from _interpolations(each, (*keys, key))
+    elif isinstance(value, list):
+        for index, each in enumerate(value):
+            yield from _interpolations(each, (*keys, index))
+    elif isinstance(value, str) and "${" in value:
+        yield keys, value
+
+
+def _get(value: Any, keys: tuple[Key, ...]) -> Any:
+    for key in keys:
+        if isinstance(value, Mapping):
+            value = value.get(key)
+        elif isinstance(value, list) and isinstance(key, int) and key < len(value):
+            value = value[key]
+        else:
+            return None
+    return value
+
+
+def _drop(data: Any, keys: tuple[Key, ...]) -> None:
+    parent = _get(data, keys[:-1]) if len(keys) > 1 else data
+    if isinstance(parent, dict):
+        parent.pop(keys[-1], None)
+    elif isinstance(parent, list):
+        parent[keys[-1]] = None
+
+
+def _reset(config: Any, defaults: Any, keys: tuple[Key, ...]) -> bool:
+    """Give a setting of the configuration its default; False where there is no such setting."""
+    for key in keys[:-1]:
+        if isinstance(key, int):
+            config, defaults = config[key], type(config[key])()
+        else:
+            config, defaults = getattr(config, key, None), getattr(defaults, key, None)
+    last = str(keys[-1])
+    if isinstance(config, dict):
+        return config.pop(last, _MISFIT) is not _MISFIT
+    if getattr(config, last, None) in (None, getattr(defaults, last, None)):
+        return False
+    setattr(config, last, getattr(defaults, last, None))
+    return True
+
+
+def _import_problem(name: str) -> str | None:
+    from importlib import import_module
+
+    module, _, attribute = name.rpartition(".")
+    if not module:
+        return f"no {name!r}"
+    try:
+        getattr(import_module(module), attribute)
+    except Exception as error:
+        return f"{name} cannot be imported: {str(error).splitlines()[0]}"
+    return None
+
+
+def _own_blocks() -> list[str]:
+    import trinity_rec
+
+    return [f"trinity_rec.{name}" for name in trinity_rec.__all__ if name[0].isupper()]

@@ -1,0 +1,479 @@
+"""`trinity-rec use`: switch a Trinity YAML to a preset, by its `algorithm:` section alone.
+
+What makes up the objective goes (policy loss, advantage, KL, entropy and their arguments, loss_agg_mode, and a sample
+strategy of Trinity's own): the preset says it all. What says how to run it stays, text and comments (repeat_times,
+optimizer, a sample strategy of this package, ...). Arguments of upstream's `rec`, or of another preset, stay where they
+mean the same in the new preset and differ from its own: a clip range for the same clip mode, say. Every byte outside
+the section, and every kept entry in it, stays as it is.
+"""
+
+from __future__ import annotations
+
+import difflib
+import io
+import os
+import shutil
+import sys
+import tempfile
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from ruamel.yaml import YAML
+from ruamel.yaml.nodes import MappingNode
+
+from trinity_rec.commands import arguments
+from trinity_rec.commands.document import Document, Extent, extents
+from trinity_rec.commands.effective import OBJECTIVE_KEYS, STRATEGY_KEYS, effective
+from trinity_rec.commands.terminal import UsageError, complete_preset, did_you_mean, preset_named, stderr, stdout
+from trinity_rec.presets import PRESETS, Preset
+
+NEAREST = "nearest"
+LOSS_ARGS, ADVANTAGE_ARGS = "policy_loss_fn_args", "advantage_fn_args"
+MODES = {LOSS_ARGS: arguments.POLICY_LOSS, ADVANTAGE_ARGS: arguments.ADVANTAGE}
+
+Arguments = dict[str, dict[str, Any]]  # the arguments under LOSS_ARGS and under ADVANTAGE_ARGS
+
+
+def register(app: typer.Typer) -> None:
+    app.command(
+        "use", epilog="Example: trinity-rec use rec_oneside_nois gsm8k.yaml --set epsilon_high=2.0 -o rec.yaml"
+    )(use_command)
+
+
+def _complete(incomplete: str) -> list[tuple[str, str]]:
+    own = [(NEAREST, "the preset with the objective of a YAML for upstream's rec")]
+    return [each for each in own if each[0].startswith(incomplete)] + complete_preset(incomplete)
+
+
+def use_command(
+    preset: Annotated[
+        str,
+        typer.Argument(
+            help=f"A preset; `{NEAREST}` finds the one with the same objective as a YAML for upstream's rec.",
+            autocompletion=_complete,
+        ),
+    ],
+    config: Annotated[Path, typer.Argument(help="A Trinity YAML.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Also set this key of the algorithm section: epsilon_high=2.0, repeat_times=16, optimizer.lr=2e-6 …",
+        ),
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write here; CONFIG itself by default.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the difference.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Write over a file without asking.")] = False,
+) -> None:
+    """Switch a YAML to a preset. Only its algorithm section is rewritten; the difference is shown first.
+
+    A file that would be written over is asked about where there is a terminal to ask on.
+    """
+    document = Document.read(config)
+    switched = switch(document, preset, parse_settings(settings or []))
+    target = output or config
+    show_difference(document.text, switched.text, str(config), str(target))
+    for note in switched.notes:
+        stderr().print(escape(note))
+    if dry_run:
+        return
+    if target.exists() and not yes and sys.stdin.isatty():
+        typer.confirm(f"Write {target}?", abort=True, err=True)
+    write(target, switched.text)
+    stderr().print(
+        f"[green]wrote {escape(str(target))}[/]; `trinity-rec check {escape(str(target))}` says what it trains"
+    )
+
+
+@dataclass(frozen=True)
+class Switched:
+    """A YAML on a preset: its text, and what to tell the user about it."""
+
+    text: str
+    notes: list[str]
+
+
+def switch(document: Document, preset_name: str, settings: Mapping[tuple[str, ...], Any] | None = None) -> Switched:
+    """The document with the `algorithm` section of a preset.
+
+    Args:
+        document: a Trinity YAML.
+        preset_name: a preset, or `nearest`.
+        settings: key path in the section -> value, on top; a path of one argument of the preset is that argument's.
+
+    Raises:
+        UsageError: no such preset, or a setting that the preset does not allow.
+    """
+    old = document.data.get("algorithm") or {}
+    if not isinstance(old, dict):
+        raise UsageError(f"{document.path}:{document.line(['algorithm'])}: algorithm: not a mapping of keys to values")
+    notes = []
+    if preset_name == NEAREST:
+        preset, args = nearest(old, document.path)
+        notes.append(f"nearest preset: {preset.name} ({preset.title})")
+    else:
+        preset = preset_named(preset_name)
+        args = carried(old, preset)
+    new: dict[str, Any] = {"algorithm_type": f"trinity_rec.{preset.name}"}
+    new |= {key: values for key, values in args.items() if values}
+    kept = {key: value for key, value in old.items() if key not in new and not _is_replaced(key, old)}
+    edits = [(full_path(path, (*new, *kept)), value) for path, value in (settings or {}).items()]
+    for path, value in edits:
+        if path[0] in new or path[0] not in kept:
+            _set(new, path, value)
+    section = {key: new.get(key, kept.get(key)) for key in (*new, *kept)}
+    for path, value in edits:
+        if path[0] not in new:
+            section[path[0]] = _copy(section[path[0]])
+            _set(section, path, value)
+    _refuse_wrong_arguments(section)
+    notes += _farewells(old, section)
+    inner_edits = [(path, value) for path, value in edits if path[0] not in new]
+    text = _splice(document, new, list(kept), inner_edits)
+    _verify(document, text, section)
+    return Switched(text, notes)
+
+
+def _is_replaced(key: str, old: Mapping[str, Any]) -> bool:
+    if key in STRATEGY_KEYS:
+        from trinity.algorithm import SAMPLE_STRATEGY
+
+        return (old.get("sample_strategy") or "default") in SAMPLE_STRATEGY._default_mapping
+    return key == "algorithm_type" or key in OBJECTIVE_KEYS
+
+
+def arguments_of(section: Mapping[str, Any]) -> Arguments | None:
+    """The arguments with which a YAML's `rec` or preset would run, defaults filled in; None for other algorithms."""
+    given = {key: section.get(key) or {} for key in MODES}
+    name = str(section.get("algorithm_type"))
+    preset = PRESETS.get(name.removeprefix("trinity_rec."))
+    if name == "rec":
+        return {key: {**_upstream_defaults()[key][not given[key]], **given[key]} for key in MODES}
+    if preset is None:
+        return None
+    own = _own_arguments(preset)
+    return {key: {**own[key], **given[key]} for key in MODES}
+
+
+def _own_arguments(preset: Preset) -> Arguments:
+    from trinity_rec.plugin.advantage import RECAdvantage
+    from trinity_rec.plugin.policy_loss import RECPolicyLoss
+
+    return {
+        LOSS_ARGS: {**RECPolicyLoss.default_args(), **preset.policy_loss},
+        ADVANTAGE_ARGS: {**RECAdvantage.default_args(), **preset.advantage},
+    }
+
+
+def _upstream_defaults() -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """Upstream's defaults where the YAML gives arguments, and where it gives none: they differ (ring's bounds)."""
+    import inspect
+
+    from trinity.algorithm.advantage_fn.rec_advantage import RECGroupedAdvantage
+    from trinity.algorithm.policy_loss_fn.rec_policy_loss import RECPolicyLossFn
+
+    both = {}
+    for key, upstream in ((LOSS_ARGS, RECPolicyLossFn), (ADVANTAGE_ARGS, RECGroupedAdvantage)):
+        parameters = inspect.signature(upstream.__init__).parameters.values()
+        constructor = {each.name: each.default for each in parameters if each.name not in ("self", "backend")}
+        both[key] = (constructor, upstream.default_args())
+    # Upstream's only way to drop, by the name that it has here.
+    both[ADVANTAGE_ARGS] = tuple({**defaults, "drop_form": "zero"} for defaults in both[ADVANTAGE_ARGS])
+    return both
+
+
+def carried(section: Mapping[str, Any], preset: Preset) -> Arguments:
+    """The arguments of an old section that mean the same under `preset` and differ from its own."""
+    old = arguments_of(section) or {}
+    own = _own_arguments(preset)
+    found: Arguments = {}
+    for key, modes in MODES.items():
+        args = old.get(key, {})
+        found[key] = {
+            name: value
+            for name, value in args.items()
+            if name in own[key]
+            and value != own[key][name]
+            and (name in modes or name in arguments.REPORTING)
+            and arguments.is_read(name, own[key], modes)
+            and _same_mode(name, args, own[key], modes)
+        }
+    return found
+
+
+def _same_mode(name: str, args: Mapping[str, Any], own: Mapping[str, Any], modes: arguments.Modes) -> bool:
+    mode = modes.get(name, (None,))[0]
+    return mode is None or args.get(mode, own.get(mode)) == own.get(mode)
+
+
+def nearest(section: Mapping[str, Any], path: str = "") -> tuple[Preset, Arguments]:
+    """The preset that needs the fewest arguments to have the objective of this section, and those arguments.
+
+    Raises:
+        UsageError: the section is not of the `rec` family.
+    """
+    old = arguments_of(section)
+    if old is None:
+        name = section.get("algorithm_type")
+        counterpart = COUNTERPARTS.get(str(name))
+        hint = f"the nearest of {name} is {counterpart}" if counterpart else "name a preset (`trinity-rec list`)"
+        raise UsageError(f"{path}: `{NEAREST}` reads the arguments of upstream's rec, not of {name!r}; {hint}")
+    return nearest_preset(old)
+
+
+def nearest_preset(old: Arguments, first: Preset | None = None) -> tuple[Preset, Arguments]:
+    """The preset that needs the fewest arguments to become `old`, `first` among equals, and those arguments."""
+    candidates = [*([first] if first else []), *PRESETS.values()]
+    best = min(candidates, key=lambda preset: _distance(_needed(old, preset), preset))
+    return best, _needed(old, best)
+
+
+# Trinity's algorithms that have a preset of the same kind.
+COUNTERPARTS = {
+    "grpo": "rec_grpo",
+    "grpo_verl": "rec_grpo",
+    "gspo": "rec_gspo_is",
+    "opmd": "rep_opmd",
+    "asymre": "rep_asymre",
+}
+
+
+def _needed(old: Arguments, preset: Preset) -> Arguments:
+    own = _own_arguments(preset)
+    needed: Arguments = {}
+    for key, modes in MODES.items():
+        counting = arguments.read_only({**own[key], **old[key]}, modes)
+        needed[key] = {name: value for name, value in counting.items() if value != own[key].get(name)}
+    return needed
+
+
+def _distance(needed: Arguments, preset: Preset) -> tuple[int, int, bool]:
+    """Modes weigh more than numbers, and the free composition `rec` comes last among equals."""
+    modes = sum(name not in MODES[key] for key, values in needed.items() for name in values)
+    numbers = sum(map(len, needed.values())) - modes
+    return modes, numbers, preset.name == "rec"
+
+
+def parse_settings(settings: list[str]) -> dict[tuple[str, ...], Any]:
+    """`--set` options as key path -> value; values are YAML.
+
+    Raises:
+        UsageError: one is not KEY=VALUE.
+    """
+    from omegaconf import OmegaConf
+
+    parsed = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not all(key.split(".")):
+            raise UsageError(f"--set {setting!r} is not KEY=VALUE")
+        try:
+            loaded = OmegaConf.to_container(OmegaConf.load(io.StringIO(f"value: {value}\n")), resolve=False)
+        except Exception as error:
+            raise UsageError(f"--set {setting!r}: {value!r} is not a YAML value") from error
+        parsed[tuple(key.removeprefix("algorithm.").split("."))] = loaded["value"]
+    return parsed
+
+
+def full_path(path: tuple[str, ...], present: tuple[str, ...]) -> tuple[str, ...]:
+    """Where a setting belongs in the section: a bare argument of the loss or the advantage goes under its `_args`.
+
+    Raises:
+        UsageError: there is no such key; names the nearest.
+    """
+    import dataclasses
+
+    from trinity.common.config import AlgorithmConfig
+
+    from trinity_rec.plugin.advantage import RECAdvantage
+    from trinity_rec.plugin.policy_loss import RECPolicyLoss
+
+    keys = [field.name for field in dataclasses.fields(AlgorithmConfig)]
+    if path[0] in keys or (path[0] in present and len(path) > 1):
+        return path
+    under = {**dict.fromkeys(RECAdvantage.default_args(), ADVANTAGE_ARGS)}
+    under |= dict.fromkeys(RECPolicyLoss.default_args(), LOSS_ARGS)
+    if len(path) == 1 and path[0] in under:
+        return (under[path[0]], path[0])
+    raise UsageError(f"--set {'.'.join(path)}: no such key; {did_you_mean(path[0], [*keys, *under])}")
+
+
+def _set(section: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    *parents, last = path
+    for depth, key in enumerate(parents, 1):
+        section = section.setdefault(key, {})
+        if not isinstance(section, dict):
+            raise UsageError(f"--set {'.'.join(path)}: {'.'.join(parents[:depth])} is not a mapping")
+    section[last] = value
+
+
+def _copy(value: Any) -> Any:
+    return {key: _copy(each) for key, each in value.items()} if isinstance(value, dict) else value
+
+
+def _refuse_wrong_arguments(section: Mapping[str, Any]) -> None:
+    """What the plugin would refuse is refused before anything is written; keys that were wrong before are `check`'s."""
+    objective = {key: section[key] for key in (*OBJECTIVE_KEYS, *STRATEGY_KEYS) if key in section}
+    try:
+        effective({"algorithm_type": section["algorithm_type"], **objective})
+    except (ValueError, ImportError) as error:
+        raise UsageError(str(error).splitlines()[0]) from error
+
+
+def _farewells(old: Mapping[str, Any], section: Mapping[str, Any]) -> list[str]:
+    """What was in the objective before and no longer is, where that costs or saves something."""
+    notes = []
+    name = old.get("algorithm_type")
+    kl = old.get("kl_loss_fn", "k2" if name in ("rec", "grpo", "opmd", "gspo", "ppo") else "none")
+    coefficient = (old.get("kl_loss_fn_args") or {}).get("kl_coef", 0.001)
+    if kl not in (None, "none") and coefficient and section.get("kl_loss_fn") in (None, "none"):
+        notes.append(
+            f"the KL term ({kl}, {coefficient}) is gone and with it the reference model; to keep it: "
+            f"--set kl_loss_fn={kl} --set kl_loss_fn_args.kl_coef={coefficient}"
+        )
+    if section.get("repeat_times", 1) == 1:
+        notes.append("repeat_times is 1: a group of one response has nothing to compare; --set repeat_times=8")
+    return notes
+
+
+def _splice(document: Document, new: dict[str, Any], kept: list[str], edits: list[tuple[tuple[str, ...], Any]]) -> str:
+    """The text with its algorithm section rewritten in place: kept entries verbatim, new ones where the old were."""
+    text = document.text
+    newline = "\r\n" if "\r\n" in text else "\n"
+    if document.root.flow_style:
+        raise UsageError(f"{document.path}:1: the file is one {{…}} mapping; write it as a block to switch it")
+    top = {
+        extent.key: (extent, node)
+        for extent, (_, node) in zip(extents(text, document.root), document.root.value, strict=True)
+    }
+    if "algorithm" not in top:
+        block = _block(new, "  ", newline)
+        before = text if not text or text.endswith(("\n", "\r")) else text + newline
+        return f"{before}algorithm:{newline}{block}"
+    extent, node = top["algorithm"]
+    entries, head, indent = _entries(document, extent, node)
+    at_first = [key for key in new if key not in entries and key != "algorithm_type"]
+    out = [head] if head.endswith(("\n", "\r")) else [head + newline]
+    if "algorithm_type" not in entries:
+        out.append(_block({key: new[key] for key in ("algorithm_type", *at_first)}, indent, newline))
+    for key, (gap, entry) in entries.items():
+        out.append(gap)
+        if key in new:
+            out.append(_replaced_entry(entry, key, new[key], indent, newline))
+        elif key in kept:
+            own = [(path, value) for path, value in edits if path[0] == key]
+            out.append(_edited(entry, own, indent, newline) if own else _ended(entry, newline))
+        if key == "algorithm_type":
+            out.append(_block({key: new[key] for key in at_first}, indent, newline))
+    section = "".join(out)
+    rest = text[extent.end :]
+    if not rest and not text.endswith(("\n", "\r")):
+        section = section.removesuffix(newline)
+    return text[: extent.start] + section + rest
+
+
+def _entries(document: Document, extent: Extent, node: Any) -> tuple[dict[str, tuple[str, str]], str, str]:
+    """The section's entries, each with the comments above it; the line `algorithm:` itself; the entries' indent."""
+    text = document.text
+    if not isinstance(node, MappingNode) or not node.value or node.flow_style:
+        # Empty, or in braces: written anew, as a block.
+        data = document.data.get("algorithm") or {}
+        newline = "\r\n" if "\r\n" in text else "\n"
+        return {key: ("", _block({key: value}, "  ", newline)) for key, value in data.items()}, "algorithm:", "  "
+    found, position = {}, None
+    for entry in extents(text, node, extent.end):
+        position = entry.start if position is None else position
+        found[entry.key] = (text[position : entry.start], text[entry.start : entry.end])
+        position, indent = entry.end, entry.indent
+    first = text.index(next(iter(found.values()))[1], extent.start)
+    return found, text[extent.start : first], " " * indent
+
+
+def _ended(entry: str, newline: str) -> str:
+    return entry if entry.endswith(("\n", "\r")) else entry + newline
+
+
+def _block(values: Mapping[str, Any], indent: str, newline: str) -> str:
+    """New entries as YAML, indented."""
+    if not values:
+        return ""
+    return _indented(_dumped(dict(values)), indent, newline)
+
+
+def _replaced_entry(entry: str, key: str, value: Any, indent: str, newline: str) -> str:
+    """A scalar keeps the comment behind it; a mapping is written anew."""
+    if isinstance(value, dict):
+        return _block({key: value}, indent, newline)
+    return _edited(entry, [((key,), value)], indent, newline)
+
+
+def _edited(entry: str, edits: list[tuple[tuple[str, ...], Any]], indent: str, newline: str) -> str:
+    """An entry with values set in it; its comments and order stay."""
+    tree = _round_trip().load(textwrap.dedent(entry).replace("\r\n", "\n"))
+    for path, value in edits:
+        _set(tree, path, value)
+    return _indented(_dumped(tree), indent, newline)
+
+
+def _round_trip() -> YAML:
+    yaml = YAML(typ="rt", pure=True)
+    yaml.preserve_quotes = True
+    yaml.width = 10_000
+    return yaml
+
+
+def _dumped(tree: Any) -> str:
+    stream = io.StringIO()
+    _round_trip().dump(tree, stream)
+    return stream.getvalue()
+
+
+def _indented(block: str, indent: str, newline: str) -> str:
+    return "".join(f"{indent}{line}{newline}" if line else newline for line in block.splitlines())
+
+
+def _verify(document: Document, text: str, section: Mapping[str, Any]) -> None:
+    """Text was cut and pasted; what Trinity loads from it must be what was meant, and the rest what it was."""
+    try:
+        data = Document.parse(document.path, text).data
+    except UsageError as error:
+        data = {"algorithm": error}
+    if data != {**document.data, "algorithm": dict(section)}:
+        raise UsageError(
+            f"{document.path}:{document.line(['algorithm'])}: the algorithm section shares anchors or merges with the "
+            "rest of the file; write it out to switch it"
+        )
+
+
+def show_difference(old: str, new: str, old_name: str, new_name: str) -> None:
+    """A unified diff, coloured on a terminal."""
+    colours = {"+": "green", "-": "red", "@": "cyan"}
+    console = stdout()
+    lines = list(difflib.unified_diff(old.splitlines(), new.splitlines(), old_name, new_name, lineterm=""))
+    for line in lines:
+        console.print(line, style=colours.get(line[:1]), markup=False)
+    if not lines:
+        stderr().print("nothing to change")
+
+
+def write(target: Path, text: str) -> None:
+    """Replace the file as a whole, so that a failure leaves the old one; its permissions and a link to it stay."""
+    target = target.resolve()
+    try:
+        with tempfile.NamedTemporaryFile("wb", dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
+            file.write(text.encode())
+        if target.exists():
+            shutil.copymode(target, file.name)
+        else:
+            umask = os.umask(0)
+            os.umask(umask)
+            os.chmod(file.name, 0o666 & ~umask)
+        os.replace(file.name, target)
+    except OSError as error:
+        raise UsageError(f"{target}: {error.strerror or error}") from error

@@ -1,0 +1,76 @@
+"""What commands say and how: results on stdout, messages on stderr, one line for what the user got wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Collection
+from difflib import get_close_matches
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from trinity_rec.presets import PRESETS, Preset
+
+
+class UsageError(ValueError):
+    """A value that a command cannot work with; the message is one line for the user."""
+
+
+def stdout() -> Console:
+    """For results. Colour only on a terminal; text is never wrapped, so that a pipe gets whole lines."""
+    return Console(soft_wrap=True, highlight=False)
+
+
+def stderr() -> Console:
+    """For messages."""
+    return Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def print_table(table: Table) -> None:
+    """As wide as the terminal; where there is none, as wide as its rows."""
+    console = Console(highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = max(1, console.measure(table, options=console.options.update(max_width=10_000)).maximum)
+    console.print(table)
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def closest(name: str, known: Collection[str]) -> str | None:
+    """The known name that was probably meant."""
+    near = get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return near[0] if near else None
+
+
+def did_you_mean(name: str, known: Collection[str]) -> str:
+    near = closest(name, known)
+    return f"did you mean {near}?" if near else f"known: {', '.join(sorted(known))}"
+
+
+def known_name(name: str, known: Collection[str], kind: str) -> str:
+    """`name` if it is known.
+
+    Raises:
+        UsageError: it is not; names the nearest that is.
+    """
+    if name not in known:
+        raise UsageError(f"no {kind} {name!r}; {did_you_mean(name, known)}")
+    return name
+
+
+def preset_named(name: str) -> Preset:
+    """A row of the preset table; `trinity_rec.` before the name is allowed, as in a YAML.
+
+    Raises:
+        UsageError: there is no such preset; names the nearest.
+    """
+    return PRESETS[known_name(name.removeprefix("trinity_rec."), PRESETS, "preset")]
+
+
+def complete_preset(incomplete: str) -> list[tuple[str, str]]:
+    """For shell completion: the presets that begin so, with their titles."""
+    return [(preset.name, preset.title) for preset in PRESETS.values() if preset.name.startswith(incomplete)]
