@@ -17,4 +17,4 @@ os.environ.update(
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Before any test imports verl: its modules copy the functions of each other that the CPU needs replaced.
-from tests import verl_cpu  # noqa: E402, F401
+from tests import verl_cpu  # noqa: F401
