@@ -9,7 +9,7 @@ import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from trinity_rec.tinker_local import wire
 from trinity_rec.tinker_local.errors import RequestError
@@ -21,7 +21,7 @@ from trinity_rec.tinker_local.training import TrainingRun
 from trinity_rec.tinker_local.weights import CHECKPOINT, SAMPLER, SnapshotPath, WeightStore
 
 SESSION_TIMEOUT = 300.0  # seconds without a heartbeat (the SDK's comes every 10) after which a client is gone
-SAMPLER_GRACE = 60.0  # seconds for which a sampling session counts as in use after its last request
+SAMPLER_GRACE = 30.0  # seconds for which a sampling session counts as in use after its last request or answer
 MAX_RUNS = 8
 MAX_SESSIONS = 4096
 MAX_SAMPLING_SESSIONS = 65536
@@ -33,7 +33,7 @@ class SamplingSession:
 
     client: str
     path: SnapshotPath | None
-    used: float = field(default_factory=time.monotonic)
+    used: float = float("-inf")
 
 
 @dataclass
