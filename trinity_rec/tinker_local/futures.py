@@ -72,7 +72,7 @@ def _answer_of(request_id: str, future: "asyncio.Future[Answer]") -> Answer:
     if error is None:
         return future.result()
     if isinstance(error, RequestError):
-        return {"error": error.reason, "category": "user"}
+        return {"error": error.reason, "category": "server" if error.status == 410 else "user"}
     log.error("request %s failed", request_id, exc_info=error)
     return {"error": f"{type(error).__name__}: {error}", "category": "server"}
 
