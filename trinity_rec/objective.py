@@ -5,8 +5,8 @@ rho = pi_theta / pi_old, the clip mask M and the data weight w both held constan
 
     dL / dlogprob[i, t] = n[i] * ( -M[i, t] * w[i, t] * A[i, t]  +  d regulariser / dlogprob[i, t] )
 
-where n[i] averages over tokens or over responses. The gradient is in closed form, so the loss writes it down while the
-inputs are in cache and hands it to autograd: one pass over memory, one stored tensor, no graph.
+where n[i] averages over tokens or over responses. The gradient is in closed form (`_terms`), so the loss writes it down
+while the inputs are in cache and hands it to autograd: one pass over memory, one stored tensor, no graph.
 
     objective = Objective(clip_mode="one-side", weight="importance_sampling")
     loss, metrics = objective(logprob, old_logprob, mask, advantages)
@@ -15,7 +15,10 @@ inputs are in cache and hands it to autograd: one pass over memory, one stored t
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import cache, partial
 from numbers import Real
 
 import torch
@@ -28,8 +31,12 @@ LOSS_AGG_MODES = ("token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "se
 METRICS = ("basic", "full")
 _MAY_BE_INFINITE = ("epsilon_high", "epsilon_high_prime", "temp")
 
-# Elements of a row block on the CPU: a handful of float32 blocks of this size fit in a core's second-level cache.
+# Elements of a block of rows on the CPU: ten float32 blocks of this size fit in a core's second-level cache.
 _BLOCK = 32_768
+
+# exp(80) is far above any clip range and far below float32's largest number: a ratio that is clipped away must not
+# overflow, since infinity times M = 0 is not a number.
+_LARGEST_LOG_RATIO = 80.0
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,9 @@ class Objective:
             as upstream's `rec` does; "seq-mean-token-sum-norm" is verl's: "seq-mean-token-sum" over loss_scale_factor.
         loss_scale_factor: a count of tokens for "seq-mean-token-sum-norm", the same for every response. None takes the
             response dimension of each call, which on verl differs between micro-batches.
-        metrics: "basic" (loss, clip fraction, KL) or "full".
+        metrics: "basic" (loss, clip fraction, KL) or "full"; see `_metrics`.
+        compile: compile the loss by `torch.compile`, once for all shapes; the first call takes seconds.
+            Where that cannot work (without a C++ compiler, say) there is one warning, and the loss runs as it is.
 
     The names and meanings are those of upstream's `trinity.algorithm.policy_loss_fn.rec_policy_loss.RECPolicyLossFn`.
 
@@ -70,6 +79,7 @@ class Objective:
     loss_agg_mode: str | None = None
     loss_scale_factor: float | None = None
     metrics: str = "basic"
+    compile: bool = False
 
     def __post_init__(self) -> None:
         if self.loss_agg_mode is None:
@@ -84,6 +94,8 @@ class Objective:
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}")
+        if not isinstance(self.compile, bool):
+            raise ValueError(f"compile={self.compile!r} is not true or false")
         for field in fields(self):
             value = getattr(self, field.name)
             if not field.type.startswith("float") or (value is None and field.default is None):
@@ -150,157 +162,230 @@ class Objective:
                 raise ValueError(f"{name} has shape {list(tensor.shape)}, logprob {list(logprob.shape)}")
         if logprob.dim() == 1:
             logprob, old_logprob, mask, advantages = (x.unsqueeze(0) for x in (logprob, old_logprob, mask, advantages))
-        row_scale = self._row_scale(logprob, mask, batch_num_tokens, global_batch_size, dp_size)
+        tokens = mask.count_nonzero(dim=-1).unsqueeze(-1)
+        scale = self._scale(logprob, tokens, batch_num_tokens, global_batch_size, dp_size)
         if sample_weight is not None:
-            row_scale = row_scale * sample_weight.to(row_scale).reshape(-1, 1)
-        loss, sums = _ClosedForm.apply(logprob, old_logprob, mask, advantages, row_scale, self)
-        return loss, _metrics(self, sums, mask)
+            scale = scale * sample_weight.to(scale).reshape(-1, 1)
+        wanted = logprob.requires_grad and torch.is_grad_enabled()
+        with torch.no_grad():
+            gradient, sums = _evaluate(self, logprob.detach(), old_logprob, mask, advantages, tokens, scale, wanted)
+            loss = (sums["policy"] + sums["regulariser"]).sum().to(scale.dtype)
+        if wanted:
+            loss = _WithGradient.apply(logprob, loss, gradient)
+        return loss, _metrics(self, sums, tokens)
 
-    def _row_scale(self, logprob, mask, batch_num_tokens, global_batch_size, dp_size) -> Tensor:
+    def _scale(self, logprob, tokens, batch_num_tokens, global_batch_size, dp_size) -> Tensor:
         """n, [batch, 1] or [1, 1]: what a token of each response counts in the average."""
         dtype = torch.promote_types(logprob.dtype, torch.float32)
         if self.loss_agg_mode == "token-mean":
-            count = mask.count_nonzero() if batch_num_tokens is None else torch.as_tensor(batch_num_tokens)
+            count = tokens.sum() if batch_num_tokens is None else torch.as_tensor(batch_num_tokens)
         else:
             count = torch.as_tensor(len(logprob) if global_batch_size is None else global_batch_size)
         scale = dp_size / count.to(logprob.device, dtype).clamp(min=1).reshape(1, 1)
         if self.loss_agg_mode == "seq-mean-token-sum-norm":
             scale = scale / (self.loss_scale_factor or max(logprob.shape[-1], 1))
         if self.loss_agg_mode == "seq-mean-token-mean":
-            scale = scale / mask.count_nonzero(dim=-1).to(dtype).clamp(min=1).unsqueeze(-1)
+            scale = scale / tokens.clamp(min=1).to(dtype)
         return scale
 
 
+# On a CPU a comparison that yields bool, and whatever reads bool, takes four to fifteen times as long as arithmetic on
+# floats. So M is a float here, 1.0 or 0.0 (in-place comparisons keep the dtype), and padding is zeroed by its bits.
+
+
 def clip_mask(objective: Objective, ratio: Tensor, advantages: Tensor) -> Tensor:
-    """M, where a token keeps its policy gradient (table of section 2). A token with A = 0 is kept by one-side clipping.
+    """M (table of section 2): 1 where a token keeps its policy gradient, 0 where it is clipped.
 
     Args:
         ratio: rho, or the sequence ratio for "gspo-one-side"; broadcasts against `advantages`.
-        advantages: A, any shape.
+        advantages: A, any shape. Where it is 0, one-side clipping keeps the token.
 
     Returns:
-        A boolean tensor of the broadcast shape.
+        A tensor of the dtype of `ratio` and the broadcast shape.
     """
     low, high = 1 - objective.epsilon_low, 1 + objective.epsilon_high
+    if objective.clip_mode == "none":
+        return torch.ones_like(ratio * advantages)
     if objective.clip_mode in ("one-side", "gspo-one-side"):
-        return ((ratio <= high) & (advantages >= 0)) | ((ratio >= low) & (advantages <= 0))
-    inside = (ratio >= low) & (ratio <= high)
+        # rho <= high where A > 0, rho >= low where A < 0: PPO's minimum is the unclipped term.
+        sign = advantages.sign()
+        return (sign * ratio).le_(sign * ratio.clamp(low, high))
+    band = _within(ratio, low, high)
     if objective.clip_mode == "two-side":
-        return inside
-    if objective.clip_mode == "ring":
-        too_rare = (ratio <= 1 - objective.epsilon_low_prime) & (advantages >= 0)
-        too_likely = (ratio >= 1 + objective.epsilon_high_prime) & (advantages <= 0)
-        return inside | too_rare | too_likely
-    return torch.ones_like(inside)
+        return band
+    too_rare = _within(ratio, None, 1 - objective.epsilon_low_prime).mul_(_within(advantages, 0, None))
+    too_likely = _within(ratio, 1 + objective.epsilon_high_prime, None).mul_(_within(advantages, None, 0))
+    return torch.maximum(band, too_rare.add_(too_likely))
 
 
-class _ClosedForm(torch.autograd.Function):
-    """Loss, sums and gradient in one pass over blocks of rows; the backward pass only scales the stored gradient."""
-
-    @staticmethod
-    def forward(ctx, logprob, old_logprob, mask, advantages, row_scale, objective):
-        dtype = torch.promote_types(logprob.dtype, torch.float32)
-        gradient = torch.empty_like(logprob) if ctx.needs_input_grad[0] else None
-        batch, length = logprob.shape
-        rows = max(1, _BLOCK // max(length, 1) if logprob.device.type == "cpu" else batch)
-        sums = []
-        for start in range(0, max(batch, 1), rows):
-            block = slice(start, start + rows)
-            block_gradient, block_sums = _block(
-                objective,
-                logprob[block].to(dtype),
-                old_logprob[block].to(dtype),
-                mask[block].to(torch.bool),
-                advantages[block].to(dtype),
-                row_scale[block] if len(row_scale) > 1 else row_scale,
-            )
-            sums.append(block_sums)
-            if gradient is not None:
-                gradient[block] = block_gradient
-        sums = torch.stack(sums)
-        ctx.gradient = gradient
-        ctx.mark_non_differentiable(sums)
-        return sums[:, :2].sum(dtype=torch.float64).to(dtype), sums
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, loss_gradient, _):
-        if ctx.gradient is None:
-            raise RuntimeError("the gradient of this loss was handed out already: call the objective again")
-        gradient, ctx.gradient = ctx.gradient, None
-        return gradient.mul_(loss_gradient), None, None, None, None, None
+def _within(x: Tensor, low: float | None, high: float | None) -> Tensor:
+    """1.0 where low <= x <= high, else 0.0."""
+    return x.clamp(low, high).eq_(x)
 
 
-# What a block reports: sums over its tokens, and the largest ratio; the second line for "full" metrics only.
-_BASIC = ("policy", "regulariser", "clipped", "log_ratio")
-_FULL = (
-    "clipped+",
-    "clipped-",
-    "advantage+",
-    "advantage-",
-    "advantage",
-    "ratio",
-    "ratio^2",
-    "k3",
-    "ratio_max",
-)
+def _bits(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """All bits set where the mask is nonzero, none elsewhere: integers as wide as `dtype`."""
+    integer = torch.int64 if dtype == torch.float64 else torch.int32
+    return mask.to(torch.bool).view(torch.uint8).to(integer).neg_()
 
 
-def _block(objective, logprob, old_logprob, mask, advantages, scale) -> tuple[Tensor, Tensor]:
-    """The gradient of a block of rows, [rows, response], and its sums; mask is boolean, scale is n."""
-    log_ratio = (logprob - old_logprob).masked_fill_(~mask, 0)
-    logprob = logprob.masked_fill(~mask, 0)
-    advantages = advantages.masked_fill(~mask, 0)
+def _masked(x: Tensor, bits: Tensor) -> Tensor:
+    """x where the bits are set, 0 elsewhere, whatever x holds there."""
+    if torch.compiler.is_compiling():
+        return torch.where(bits != 0, x, 0.0)
+    return x.view(bits.dtype).bitwise_and(bits).view(x.dtype)
+
+
+def _terms(
+    objective: Objective,
+    logprob: Tensor,
+    old_logprob: Tensor,
+    bits: Tensor,
+    advantages: Tensor,
+    tokens: Tensor,
+    scale: Tensor,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The gradient of some responses, and the sums over each response's tokens that loss and metrics are made of.
+
+    Args:
+        logprob, old_logprob, advantages: [rows, response].
+        bits: the mask, see `_bits`.
+        tokens: how many tokens of each response count, [rows, 1].
+        scale: n, [rows, 1] or [1, 1].
+
+    Returns:
+        The gradient, [rows, response], and the sums, [rows] each.
+    """
     full = objective.metrics == "full"
+    dtype = scale.dtype
+    log_ratio = _masked(logprob.to(dtype) - old_logprob.to(dtype), bits)
+    logprob = _masked(logprob.to(dtype), bits)
+    advantages = _masked(advantages.to(dtype), bits)
 
-    clip_sequence = objective.clip_mode == "gspo-one-side"
-    ratio = sequence_ratio = None
+    by_sequence = objective.clip_mode == "gspo-one-side"
+    ratio = sequence_ratio = keep = None
     if full or objective.weight == "importance_sampling" or objective.clip_mode in ("one-side", "two-side", "ring"):
-        ratio = log_ratio.exp()
-    if clip_sequence or objective.weight == "gspo_importance_sampling":
-        sequence_ratio = (log_ratio.sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)).exp()
+        ratio = log_ratio.clamp(max=_LARGEST_LOG_RATIO).exp_()
+    if by_sequence or objective.weight == "gspo_importance_sampling":
+        mean_log_ratio = log_ratio.sum(-1, keepdim=True) / tokens.clamp(min=1).to(dtype)
+        sequence_ratio = mean_log_ratio.clamp(max=_LARGEST_LOG_RATIO).exp_()
 
     weighted = advantages
     if objective.weight == "importance_sampling":
-        weighted = advantages * ratio
+        weighted = weighted * ratio
     elif objective.weight == "gspo_importance_sampling":
-        weighted = advantages * sequence_ratio
+        weighted = weighted * sequence_ratio
     elif objective.weight == "advantage":
-        weighted = advantages * (advantages / objective.temp).exp()
-    clipped = None
+        weighted = weighted * (advantages / objective.temp).exp_()
     if objective.clip_mode != "none":
-        keep = clip_mask(objective, sequence_ratio if clip_sequence else ratio, advantages)
-        weighted = weighted.masked_fill(~keep, 0)
-        clipped = mask & ~keep
+        keep = clip_mask(objective, sequence_ratio if by_sequence else ratio, advantages)
+        weighted = weighted * keep
     gradient = weighted * -scale
-    policy = (gradient * logprob).sum()
+    sums = {"policy": (gradient * logprob).sum(-1), "log_ratio": log_ratio.sum(-1)}
 
-    regulariser = logprob.new_zeros(())
-    if objective.regularizer != "none" and objective.regularizer_coef > 0:
-        pull = objective.regularizer_coef * scale
-        if objective.regularizer == "k2":
-            pull = 2 * pull * log_ratio
-            regulariser = (pull * log_ratio).sum() / 2
-        elif objective.regularizer == "k2-sequence":
-            pull = 2 * pull * log_ratio.sum(-1, keepdim=True) * mask
-            regulariser = (pull * log_ratio).sum() / 2
-        else:
-            pull = -pull * mask
-            regulariser = (pull * logprob).sum()
+    coef = objective.regularizer_coef * scale
+    if objective.regularizer == "none" or objective.regularizer_coef == 0:
+        sums["regulariser"] = torch.zeros_like(sums["policy"])
+    elif objective.regularizer == "k2":
+        pull = log_ratio * (2 * coef)
+        sums["regulariser"] = (pull * log_ratio).sum(-1) / 2
         gradient += pull
+    elif objective.regularizer == "k2-sequence":
+        whole = log_ratio.sum(-1, keepdim=True)
+        sums["regulariser"] = (coef * whole.square()).squeeze(-1)
+        gradient += _masked((2 * coef * whole).expand_as(log_ratio), bits)
+    else:
+        sums["regulariser"] = (logprob * -coef).sum(-1)
+        gradient -= _masked(coef.expand_as(log_ratio), bits)
 
-    zero = logprob.new_zeros(())
-    sums = [policy, regulariser, zero if clipped is None else clipped.sum(), log_ratio.sum()]
+    # Under the mask log rho = 0 and A = 0, which every clip mode keeps.
+    sums["clipped"] = log_ratio.shape[-1] - keep.sum(-1) if keep is not None else torch.zeros_like(sums["policy"])
     if full:
-        positive, negative = advantages > 0, advantages < 0
-        sums += [zero, zero] if clipped is None else [(clipped & positive).sum(), (clipped & negative).sum()]
-        ratio = ratio.masked_fill(~mask, 0)
-        sums += [positive.sum(), negative.sum(), advantages.sum(), ratio.sum(), ratio.square().sum()]
-        sums += [(ratio - 1 - log_ratio).masked_fill(~mask, 0).sum(), ratio.max() if ratio.numel() else zero]
-    return gradient, torch.stack([x.to(torch.float64) for x in sums])
+        positive = advantages.sign().clamp_(min=0)
+        negative = advantages.sign().clamp_(max=0).neg_()
+        sums["advantage"], sums["advantage+"], sums["advantage-"] = (
+            x.sum(-1) for x in (advantages, positive, negative)
+        )
+        if keep is not None:
+            sums["clipped+"] = sums["advantage+"] - positive.mul_(keep).sum(-1)
+            sums["clipped-"] = sums["advantage-"] - negative.mul_(keep).sum(-1)
+        sums["k3"] = (ratio - 1).sub_(log_ratio).sum(-1)
+        ratio = _masked(ratio, bits)
+        sums["ratio"], sums["ratio^2"] = ratio.sum(-1), ratio.square().sum(-1)
+        sums["ratio_max"] = ratio.amax(-1) if ratio.shape[-1] else ratio.sum(-1)
+    return gradient, sums
 
 
-def _metrics(objective: Objective, sums: Tensor, mask: Tensor) -> dict[str, float]:
+def _evaluate(
+    objective, logprob, old_logprob, mask, advantages, tokens, scale, wanted
+) -> tuple[Tensor | None, dict[str, Tensor]]:
+    """`_terms` over the batch, block by block: the gradient, where it is wanted, and the sums in float64, [batch]."""
+    dtype = scale.dtype
+    if objective.compile:
+        result = _compiled(objective)(logprob, old_logprob, _bits(mask, dtype), advantages, tokens, scale)
+        if result is not None:
+            gradient, sums = result
+            return gradient.to(logprob.dtype), {name: values.double() for name, values in sums.items()}
+    batch, length = logprob.shape
+    rows = max(1, _BLOCK // max(length, 1)) if logprob.device.type == "cpu" else max(batch, 1)
+    gradient = torch.empty_like(logprob) if wanted else None
+    tables = []
+    for start in range(0, max(batch, 1), rows):
+        part = slice(start, start + rows)
+        terms, sums = _terms(
+            objective,
+            logprob[part],
+            old_logprob[part],
+            _bits(mask[part], dtype),
+            advantages[part],
+            tokens[part],
+            scale[part] if len(scale) > 1 else scale,
+        )
+        if wanted:
+            gradient[part] = terms
+        tables.append(torch.stack(list(sums.values())))
+    return gradient, dict(zip(sums, torch.cat(tables, dim=1).double(), strict=True))
+
+
+@cache
+def _compiled(objective: Objective) -> Callable[..., tuple[Tensor, dict[str, Tensor]] | None]:
+    """`_terms` compiled for an objective; it returns None where it cannot be compiled, and warns the first time."""
+    terms = torch.compile(partial(_terms, objective), dynamic=True)
+    broken = False
+
+    def attempt(*inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]] | None:
+        nonlocal broken
+        if broken:
+            return None
+        try:
+            return terms(*inputs)
+        except Exception as error:
+            broken = True
+            reason = next(iter(str(error).splitlines()), "")
+            warnings.warn(f"compile=True has no effect here: {type(error).__name__}: {reason}", stacklevel=4)
+            return None
+
+    return attempt
+
+
+class _WithGradient(torch.autograd.Function):
+    """A loss with the gradient that it is known to have; the backward pass only scales it, in place."""
+
+    @staticmethod
+    def forward(ctx, logprob, loss, gradient):
+        ctx.gradient = gradient.view(logprob.shape)
+        return loss
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, loss_gradient):
+        if ctx.gradient is None:
+            raise RuntimeError("the gradient of this loss was handed out already: call the objective again")
+        gradient, ctx.gradient = ctx.gradient, None
+        return gradient.mul_(loss_gradient), None, None
+
+
+def _metrics(objective: Objective, sums: dict[str, Tensor], tokens: Tensor) -> dict[str, float]:
     """The metrics of a call, with one transfer from the device.
 
     basic: pg_loss (the policy term, without the regulariser), regularizer_loss (where there is one), pg_clipfrac (share
@@ -310,21 +395,17 @@ def _metrics(objective: Objective, sums: Tensor, mask: Tensor) -> dict[str, floa
     ((sum rho)^2 / sum rho^2, as a share of the tokens), advantage_mean, regularizer_share (of |policy| + |regulariser|)
     and masked_fraction (share of the responses without any token in the loss).
     """
-    full = objective.metrics == "full"
-    totals = sums.sum(0)
-    if full:
-        totals[-1] = sums[:, -1].max()
-    names = [*_BASIC, *(_FULL if full else ()), "tokens", "responses"]
-    counts = torch.stack([mask.count_nonzero(), mask.any(-1).count_nonzero()])
-    total = dict(zip(names, torch.cat([totals, counts.to(totals)]).tolist(), strict=True))
+    sums = {**sums, "tokens": tokens.flatten(), "responses": tokens.flatten() > 0}
+    totals = [x.max() if name == "ratio_max" and len(x) else x.sum(dtype=torch.float64) for name, x in sums.items()]
+    total = dict(zip(sums, torch.stack(totals).tolist(), strict=True))
 
     def share(part: str, whole: str = "tokens") -> float:
-        return total[part] / total[whole] if total[whole] else 0.0
+        return total.get(part, 0.0) / total[whole] if total[whole] else 0.0
 
     metrics = {"pg_loss": total["policy"], "pg_clipfrac": share("clipped"), "kl_k1": -share("log_ratio")}
     if objective.regularizer != "none":
         metrics["regularizer_loss"] = total["regulariser"]
-    if full:
+    if objective.metrics == "full":
         policy, regulariser = abs(total["policy"]), abs(total["regulariser"])
         metrics |= {
             "kl_k3": share("k3"),
@@ -335,6 +416,6 @@ def _metrics(objective: Objective, sums: Tensor, mask: Tensor) -> dict[str, floa
             "effective_sample_size": share("ratio") ** 2 / share("ratio^2") if total["ratio^2"] else 0.0,
             "advantage_mean": share("advantage"),
             "regularizer_share": regulariser / (policy + regulariser) if policy + regulariser else 0.0,
-            "masked_fraction": 1 - total["responses"] / len(mask) if len(mask) else 0.0,
+            "masked_fraction": 1 - total["responses"] / len(tokens) if len(tokens) else 0.0,
         }
     return metrics
