@@ -1,5 +1,6 @@
 # `make quickstart` trains a small model here and now; `make test` is what CI runs. Both start from nothing but Python.
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# The local backend's SDK and constraints.txt need Python 3.11 or 3.12.
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
