@@ -13,7 +13,6 @@ workers, detached actors); the end of the `with` block, however it comes, ends e
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import os
 import re
@@ -35,9 +34,11 @@ from trinity_rec import vllm_stand_in
 
 LOOPBACK = "127.0.0.1"
 MARK = "TRINITY_REC_SESSION"
-STEP_LINE = re.compile(r"\bStep (\d+): (\{.*\})\s*$")  # how Trinity's monitor logs the metrics of a step
+STEP_LINE = re.compile(r"\bStep (\d+): \{(.*)\}\s*$")  # how Trinity's monitor logs the metrics of a step
+METRIC = re.compile(r"'([^']+)': (-?(?:nan|inf|[\d.]+(?:e[+-]?\d+)?))(?=[,\s]|$)")
 SERVER_URL = re.compile(rf"^http://{LOOPBACK}:\d+$", re.MULTILINE)  # what `trinity-rec serve` prints when it is ready
-ERROR_LINE = re.compile(r"^(?:\w+ [\d: -]+\[[^\]]+\] )?((?:[\w.]+\.)?[A-Z]\w*(?:Error|Exception|Exit|Interrupt)\b.*)$")
+LOG_PREFIX = re.compile(r"^(?:\x1b\[\d+m|\(\w+ pid=[^)]*\)|\s|[A-Z]+ [\d-]+ [\d:]+ \[[^\]]+\])*")  # Ray's, Trinity's
+ERROR_LINE = re.compile(r"^(?:\w+\.)*[A-Z]\w*(?:Error|Exception|Exit|Interrupt)(?:: .*|$)")
 
 
 class LaunchError(RuntimeError):
@@ -105,12 +106,13 @@ class Session:
                 start_new_session=True,
             )
 
-    def start_ray(self, timeout: float = 60) -> None:
+    def start_ray(self, gpus: int = 0, timeout: float = 60) -> None:
         """A Ray head of this session's own: on loopback, on free ports, in the scratch directory."""
         port, *others = free_ports(5)
         named = ["ray-client-server-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port"]
         self.env |= {
             "RAY_ADDRESS": f"{LOOPBACK}:{port}",
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # else Ray turns loopback into an address that others can reach
             "RAY_AUTH_MODE": "disabled",  # else a token file in the home directory switches authentication on
             "RAY_USAGE_STATS_ENABLED": "0",
         }
@@ -121,7 +123,7 @@ class Session:
                 *["start", "--head", "--block", f"--node-ip-address={LOOPBACK}", f"--port={port}"],
                 *[f"--{name}={other}" for name, other in zip([*named, "metrics-export-port"], others, strict=True)],
                 *["--min-worker-port=0", "--max-worker-port=0", "--include-dashboard=false"],
-                *["--num-cpus=8", "--num-gpus=0"],  # Trinity's actors claim CPUs; on two cores they share
+                *["--num-cpus=8", f"--num-gpus={gpus}"],  # Trinity's actors claim CPUs; on two cores they share
                 f"--object-store-memory={256 << 20}",
                 f"--temp-dir={self.scratch}",
             ],
@@ -252,14 +254,10 @@ def trained_steps(job_root: Path) -> list[TrainedStep]:
     for log in job_root.glob("**/log/trainer.log"):
         for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
             if found := STEP_LINE.search(line):
-                steps.append(TrainedStep(int(found[1]), parse_metrics(found[2])))
+                steps.append(
+                    TrainedStep(int(found[1]), {name: float(value) for name, value in METRIC.findall(found[2])})
+                )
     return steps
-
-
-def parse_metrics(text: str) -> dict[str, float]:
-    """Python's repr of a flat dict of numbers, among them nan and inf, which literals cannot say."""
-    finite = re.sub(r": (-?)(nan|inf)\b", r": \g<1>1e999", text) if "nan" in text or "inf" in text else text
-    return ast.literal_eval(finite)
 
 
 def actor_failure(job_root: Path) -> str | None:
@@ -273,6 +271,7 @@ def actor_failure(job_root: Path) -> str | None:
 
 
 def last_error(text: str) -> str | None:
-    """The last `SomeError: …` line of a log, without the logger's prefix."""
-    found = [match[1] for line in text.splitlines() if (match := ERROR_LINE.match(line.strip()))]
+    """The last `SomeError: …` line of a log, without what Ray and Trinity put before it."""
+    lines = (LOG_PREFIX.sub("", line).rstrip() for line in text.splitlines())
+    found = [line for line in lines if ERROR_LINE.match(line)]
     return found[-1] if found else None

@@ -36,7 +36,7 @@ class Summary:
             "held-out accuracy",
             f"[bold]{self.accuracy_before:.1%} → {self.accuracy_after:.1%}[/] ({gain:+.1f} points)",
         )
-        table.add_row("steps", f"{self.steps}, new weights for the rollouts every {self.sync_interval}")
+        table.add_row("steps", f"{self.steps} (sync interval {self.sync_interval})")
         table.add_row("seconds", f"{self.seconds:.0f}")
         table.add_row("picture", str(out / "reward.png"))
         table.add_row("numbers", str(out / "summary.json"))
@@ -66,7 +66,8 @@ def draw(summary: Summary, path: Path) -> None:
             f"{value:.0%}", (x, value), (0, 12), textcoords="offset points", ha="center", color=INK, weight="bold"
         )
     axes.set(xlim=(0, summary.steps), ylim=(0, 1.05), xlabel="training step", ylabel="share of right answers")
-    axes.set_title(f"{summary.algorithm}, rollouts up to {summary.sync_interval} steps old", loc="left", color=INK)
+    weights = "each step" if summary.sync_interval == 1 else f"every {summary.sync_interval} steps"
+    axes.set_title(f"{summary.algorithm}, new weights for the rollouts {weights}", loc="left", color=INK)
     axes.grid(axis="y", color=GRID)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)

@@ -1,9 +1,10 @@
 """A Qwen2 small enough for a laptop, whose ability is latent: it knows the answer but seldom says it.
 
 A model half-trained on clean answers is a poor subject for reinforcement learning, since it does not know what to
-reinforce. This one first learns to add and then hears people who don't: `P_RIGHT` of the answers are right, the others
-off by up to `MAX_ERROR`. So greedily it adds almost without fault, sampled it is right about one time in three, as a
-pretrained language model that has read right and wrong. It is shipped in `assets/` with its problems; made again by
+reinforce. This one first learns to add and then hears people who mistype: each of the last two digits of an answer is
+with probability `NOISE` a random one. So greedily it adds almost without fault, sampled it is right about one time in
+three, as a pretrained language model that has read right and wrong. It is shipped in `assets/` with its problems;
+made again by
 
     python -m trinity_rec.quickstart.tiny_model OUT_DIR
 """
@@ -21,9 +22,9 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from trinity_rec.quickstart.tasks import LARGEST, Addition, final_line, split_problems, write_jsonl
+from trinity_rec.quickstart.tasks import Addition, final_line, split_problems, write_jsonl
 
-P_RIGHT, MAX_ERROR = 0.3, 19
+NOISE = 0.35
 END, PAD = "<|im_end|>", "<|endoftext|>"
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -80,10 +81,9 @@ def prompt_ids(tokenizer: PreTrainedTokenizerFast, question: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def answer_table(tokenizer: PreTrainedTokenizerFast) -> tuple[torch.Tensor, torch.Tensor]:
-    """`#### n<|im_end|>` for n = 0 … 2 LARGEST + MAX_ERROR, padded on the right: ids, mask, [n, width] each."""
-    numbers = range(2 * LARGEST + MAX_ERROR + 1)
-    rows = [tokenizer(final_line(n) + END, add_special_tokens=False)["input_ids"] for n in numbers]
+def encode_answers(tokenizer: PreTrainedTokenizerFast, problems: list[Addition]) -> tuple[torch.Tensor, torch.Tensor]:
+    """`#### N<|im_end|>` for each problem, padded on the right: token ids and their mask, [problems, width] each."""
+    rows = [tokenizer(final_line(p.total) + END, add_special_tokens=False)["input_ids"] for p in problems]
     width = max(map(len, rows))
     ids = torch.tensor([row + [tokenizer.pad_token_id] * (width - len(row)) for row in rows])
     mask = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in rows])
@@ -95,7 +95,7 @@ def train(
     tokenizer: PreTrainedTokenizerFast,
     problems: list[Addition],
     *,
-    p_right: tuple[float, float],
+    noise: float,
     steps: int,
     batch: int,
     lr: float,
@@ -103,14 +103,14 @@ def train(
 ) -> None:
     """Supervised training, with fresh errors each step; the loss is on the answer's tokens alone.
 
-    The share of right answers goes from `p_right[0]` to `p_right[1]` over the first half of the steps and stays there:
-    noise that comes at once undoes what was learnt.
+    The noise grows from 0 to `noise` over the first half of the steps: all at once, it undoes what was learnt.
     """
     generator = torch.Generator().manual_seed(seed)
     prompts = torch.tensor([prompt_ids(tokenizer, p.question) for p in problems])  # equally long: [problems, prompt]
-    totals = torch.tensor([p.total for p in problems])
-    answers, answer_mask = answer_table(tokenizer)
-    width = answers.shape[1]
+    answers, answer_mask = encode_answers(tokenizer, problems)
+    digits = torch.tensor(tokenizer.convert_tokens_to_ids(list("0123456789")))
+    column, length = torch.arange(answers.shape[1]), answer_mask.sum(1, keepdim=True)
+    mistypable = (column >= length - 3) & (column < length - 1)  # the last two digits, before END
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
     warm = max(1, steps // 20)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -119,15 +119,13 @@ def train(
     model.train()
     for step in range(steps):
         rows = torch.randint(len(problems), (batch,), generator=generator)
-        error = torch.randint(1, MAX_ERROR + 1, (batch,), generator=generator)
-        sign = 2 * torch.randint(2, (batch,), generator=generator) - 1
-        share = p_right[0] + (p_right[1] - p_right[0]) * min(1.0, 2 * step / steps)
-        right = torch.rand(batch, generator=generator) < share
-        said = totals[rows] + torch.where(right, 0, sign * error)
-        ids, mask = answers[said], answer_mask[said]
-        hidden = model.model(input_ids=torch.cat([prompts[rows], ids], dim=1)[:, :-1]).last_hidden_state
-        logits = model.lm_head(hidden[:, -width:][mask])  # the positions that predict the answer
-        loss = F.cross_entropy(logits, ids[mask])
+        said, mask = answers[rows], answer_mask[rows]
+        mistyped = torch.rand(said.shape, generator=generator) < noise * min(1.0, 2 * step / steps)
+        typed = digits[torch.randint(10, said.shape, generator=generator)]
+        said = torch.where(mistyped & mistypable[rows], typed, said)
+        hidden = model.model(input_ids=torch.cat([prompts[rows], said], dim=1)[:, :-1]).last_hidden_state
+        logits = model.lm_head(hidden[:, -said.shape[1] :][mask])  # the positions that predict the answer
+        loss = F.cross_entropy(logits, said[mask])
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -156,13 +154,13 @@ def accuracy(
     return sum(s == w for s, w in zip(said, wanted, strict=True)) / len(wanted)
 
 
-def build_assets(out: Path, steps: int = 1500, noisy_steps: int = 300, seed: int = 0) -> dict[str, float]:
+def build_assets(out: Path, steps: int = 1500, noisy_steps: int = 700, seed: int = 0) -> dict[str, float]:
     """Make `out/model` and `out/tasks/{train,held_out}.jsonl`; returns and stores what the model can do."""
     split, tokenizer = split_problems(), build_tokenizer()
     model = build_model(tokenizer, seed)
     started = time.perf_counter()
-    train(model, tokenizer, split.warm_up, p_right=(1.0, 1.0), steps=steps, batch=128, lr=3e-3, seed=seed)
-    train(model, tokenizer, split.warm_up, p_right=(1.0, P_RIGHT), steps=noisy_steps, batch=128, lr=1e-3, seed=seed + 1)
+    train(model, tokenizer, split.warm_up, noise=0.0, steps=steps, batch=128, lr=3e-3, seed=seed)
+    train(model, tokenizer, split.warm_up, noise=NOISE, steps=noisy_steps, batch=128, lr=1e-3, seed=seed + 1)
     card = {
         "parameters": sum(p.numel() for p in model.parameters()),
         "greedy_accuracy": accuracy(model, tokenizer, split.held_out),
@@ -176,6 +174,7 @@ def build_assets(out: Path, steps: int = 1500, noisy_steps: int = 300, seed: int
     tokenizer.save_pretrained(out / "model")
     write_jsonl(split.train, out / "tasks" / "train.jsonl")
     write_jsonl(split.held_out, out / "tasks" / "held_out.jsonl")
+    (out / "model" / "model.safetensors").chmod(0o644)
     (out / "card.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
     return card
 
@@ -183,9 +182,8 @@ def build_assets(out: Path, steps: int = 1500, noisy_steps: int = 300, seed: int
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--steps", type=int, default=1500)
-    args = parser.parse_args()
-    print(json.dumps(build_assets(args.out, steps=args.steps), indent=2))
+    torch.set_num_threads(1)  # sums in another order would give other weights
+    print(json.dumps(build_assets(parser.parse_args().out), indent=2))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,47 @@
+"""What a quickstart leaves behind."""
+
+import io
+import json
+from pathlib import Path
+
+from matplotlib.image import imread
+from rich.console import Console
+
+from trinity_rec.quickstart.report import Summary, draw, running_mean
+
+SUMMARY = Summary(
+    algorithm="rec_ring_nois",
+    steps=3,
+    sync_interval=2,
+    accuracy_before=0.25,
+    accuracy_after=0.75,
+    reward_by_step=[0.2, 0.4, 0.9],
+    seconds=12.5,
+)
+
+
+def test_the_summary_has_the_promised_fields(tmp_path):
+    SUMMARY.write(tmp_path / "summary.json")
+    written = json.loads((tmp_path / "summary.json").read_text())
+    assert written["algorithm"] == "rec_ring_nois"
+    assert written["reward_by_step"] == [0.2, 0.4, 0.9]
+    assert {"steps", "accuracy_before", "accuracy_after", "seconds"} <= written.keys()
+
+
+def test_the_table_says_what_was_gained_and_where_it_lies():
+    text = io.StringIO()
+    Console(file=text, width=200).print(SUMMARY.table(Path("runs/x")))
+    assert "25.0% → 75.0% (+50.0 points)" in text.getvalue()
+    assert "runs/x/reward.png" in text.getvalue()
+
+
+def test_the_picture_is_drawn(tmp_path):
+    draw(SUMMARY, tmp_path / "reward.png")
+    image = imread(tmp_path / "reward.png")
+    assert image.shape[1] > image.shape[0] > 300
+    assert image[..., :3].std() > 0.02  # not blank
+
+
+def test_the_running_mean_looks_back_only():
+    assert running_mean([1.0, 3.0, 5.0, 7.0], width=2) == [1.0, 2.0, 4.0, 6.0]
+    assert running_mean([]) == []
