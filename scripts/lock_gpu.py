@@ -9,7 +9,7 @@
 are preferred, so that the GPU set differs from the tested CPU set only where vLLM makes it.
 
 A set made by an override cannot be checked by a resolver, so what each package asks for is written down next to it, in
-requirements/gpu-metadata.json, and tests/unit/test_package_gpu_set.py holds the pins against it, without a network.
+requirements/gpu-metadata.json, and tests/unit/test_package_pins.py holds the pins against it, without a network.
 
     pip install uv==0.13.9 msgpack && python scripts/lock_gpu.py     (or: uv run scripts/lock_gpu.py)
 """
