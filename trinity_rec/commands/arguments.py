@@ -31,8 +31,8 @@ ADVANTAGE = {
 }
 SAMPLE_STRATEGY = {"max_reads": ("refill", (True,))}
 
-# Neither a mode nor read by one: how a run is reported or averaged, not what it optimises.
-REPORTING = ("metrics",)
+# How the loss is computed and reported, not what is optimised.
+RUNTIME = ("metrics", "compile")
 
 Modes = Mapping[str, tuple[str, tuple[Any, ...]]]
 

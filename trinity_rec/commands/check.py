@@ -1,9 +1,9 @@
 """`trinity-rec check`: what a Trinity YAML will train, and what is wrong or doubtful in it, before anything starts.
 
-No Ray, GPU, model or network is touched. What is an error is decided by others: the types of Trinity's configuration (by
-OmegaConf), the plugin's own check (`PresetAlgorithm.check_config`) and those of Trinity's validators that need none of
-the above. Doubts, settings that run but are probably not meant, are judged in `doubts.py`. The exit code is 1 with any
-error, 0 with doubts alone.
+No Ray, GPU, model or network is touched. What is an error is decided by others: the types of Trinity's configuration
+(by OmegaConf), the plugin's own check (`PresetAlgorithm.check_config`) and those of Trinity's validators that need none
+of the above. Doubts, settings that run but are probably not meant, are judged in `doubts.py`. The exit code is 1 with
+any error, 0 with doubts alone.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from rich.markup import escape
 
 from trinity_rec.commands.document import Document, Key
 from trinity_rec.commands.effective import trinity_warnings
-from trinity_rec.commands.rewrite import COUNTERPARTS, nearest
 from trinity_rec.commands.summary import Summary, summarise
 from trinity_rec.commands.terminal import UsageError, closest, did_you_mean, print_json, stdout
+from trinity_rec.commands.translate import COUNTERPARTS, nearest
 from trinity_rec.presets import PRESETS
 
 if typing.TYPE_CHECKING:

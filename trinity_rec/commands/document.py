@@ -1,4 +1,4 @@
-"""A Trinity YAML as text and as data: where each key stands, so that errors name lines and edits leave the rest alone."""
+"""A Trinity YAML as text and as data: where each key stands, for errors that name lines and edits in place."""
 
 from __future__ import annotations
 

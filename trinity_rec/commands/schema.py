@@ -1,7 +1,7 @@
 """`trinity-rec schema`: a JSON schema of the `algorithm:` section, so that an editor completes and checks it.
 
-Names, types, defaults, choices and descriptions are read off the code. Only the ranges of numbers are written down here;
-tests/unit/test_commands_schema.py holds them against what the code accepts.
+Names, types, defaults, choices and descriptions are read off the code. Only the ranges of numbers are written down
+here; tests/unit/test_commands_schema.py holds them against what the code accepts.
 """
 
 from __future__ import annotations
@@ -109,10 +109,9 @@ def sample_strategies() -> dict[str, type]:
     import trinity_rec
     from trinity_rec.plugin.sample_strategy import RECSampleStrategy
 
-    found = {f"trinity_rec.{name}": getattr(trinity_rec, name) for name in trinity_rec.__all__}
-    return {
-        name: each for name, each in found.items() if isinstance(each, type) and issubclass(each, RECSampleStrategy)
-    }
+    blocks = {f"trinity_rec.{name}": getattr(trinity_rec, name) for name in trinity_rec.__all__}
+    classes = {name: block for name, block in blocks.items() if isinstance(block, type)}
+    return {name: block for name, block in classes.items() if issubclass(block, RECSampleStrategy)}
 
 
 def choices() -> dict[str, tuple[Any, ...]]:

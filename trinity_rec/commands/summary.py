@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from trinity_rec.commands import arguments
 from trinity_rec.commands.catalogue import readable, scalar
+from trinity_rec.commands.translate import ADVANTAGE_ARGS, LOSS_ARGS, MODES, nearest_preset
 from trinity_rec.presets import PRESETS, Preset
 
 if TYPE_CHECKING:
@@ -115,14 +116,14 @@ def summarise(config: Config) -> Summary:
 
 def _gradient(preset: Preset, policy_loss: Mapping[str, Any], advantage: Mapping[str, Any]) -> str:
     """Of the preset with these modes: arguments of the YAML may have made another algorithm of the one it names."""
-    from trinity_rec.commands.rewrite import ADVANTAGE_ARGS, LOSS_ARGS, MODES, nearest_preset
-
     found, needed = nearest_preset({LOSS_ARGS: dict(policy_loss), ADVANTAGE_ARGS: dict(advantage)}, first=preset)
-    changed = [
-        f"{name}={scalar(each)}" for key in MODES for name, each in needed[key].items() if name not in MODES[key]
+    beside = [
+        f"{name}={scalar(value)}"
+        for key, modes in MODES.items()
+        for name, value in needed[key].items()
+        if name not in modes and name not in arguments.RUNTIME
     ]
-    changed = [each for each in changed if not each.startswith(arguments.REPORTING)]
-    return f"{found.gradient}; and {', '.join(changed)}" if changed else found.gradient
+    return f"{found.gradient}; and {', '.join(beside)}" if beside else found.gradient
 
 
 def staleness(config: Config) -> tuple[int, int] | None:
