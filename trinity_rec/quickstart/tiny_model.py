@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import time
 from pathlib import Path
 
 import torch
@@ -158,7 +157,6 @@ def build_assets(out: Path, steps: int = 1500, noisy_steps: int = 700, seed: int
     """Make `out/model` and `out/tasks/{train,held_out}.jsonl`; returns and stores what the model can do."""
     split, tokenizer = split_problems(), build_tokenizer()
     model = build_model(tokenizer, seed)
-    started = time.perf_counter()
     train(model, tokenizer, split.warm_up, noise=0.0, steps=steps, batch=128, lr=3e-3, seed=seed)
     train(model, tokenizer, split.warm_up, noise=NOISE, steps=noisy_steps, batch=128, lr=1e-3, seed=seed + 1)
     card = {
@@ -166,7 +164,6 @@ def build_assets(out: Path, steps: int = 1500, noisy_steps: int = 700, seed: int
         "greedy_accuracy": accuracy(model, tokenizer, split.held_out),
         "sampled_accuracy": accuracy(model, tokenizer, split.held_out, samples=16),
         "warm_up_steps": steps + noisy_steps,
-        "seconds": round(time.perf_counter() - started, 1),
     }
     (out / "tasks").mkdir(parents=True, exist_ok=True)
     model.generation_config.update(do_sample=True, temperature=1.0, top_p=1.0, top_k=0)

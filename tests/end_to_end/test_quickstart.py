@@ -1,0 +1,135 @@
+"""`trinity-rec quickstart` as a user runs it: the real `trinity run`, a few steps, nothing mocked."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+
+from trinity_rec.launch import MARK, LaunchError, Session, marked_processes
+from trinity_rec.quickstart.run import ASSETS
+from trinity_rec.shipped import example
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "trinity_rec.cli", *arguments]
+
+
+def test_a_quickstart_trains_and_reports(tmp_path):
+    out = tmp_path / "run"
+    result = subprocess.run(
+        command("quickstart", "--algorithm", "rec_ring_nois", "--steps", "4", "--sync-interval", "2", f"--out={out}"),
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "held-out accuracy" in result.stdout
+    assert "step 4/4" in result.stderr
+
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["algorithm"], summary["steps"]) == ("rec_ring_nois", 4)
+    assert len(summary["reward_by_step"]) == 4
+    assert all(0 <= reward <= 1 for reward in summary["reward_by_step"])
+    assert 0.2 < summary["accuracy_before"] < 0.45
+    assert 0 < summary["seconds"] < 280
+    assert (out / "reward.png").stat().st_size > 10_000
+    assert list(out.glob("trinity/**/log/trainer.log")) and list(out.glob("trinity/**/log/explorer.log"))
+
+    # every weight was trained, and the rollouts' weights were renewed after steps 2 and 4
+    before = load_file(ASSETS / "model" / "model.safetensors")
+    (checkpoint,) = out.glob("trinity/**/global_step_4/remote_checkpoint_path.txt")
+    after = load_file(weights_of(checkpoint.read_text().strip(), out / "weights"))
+    assert before.keys() == after.keys()
+    assert all(not torch.equal(before[name], after[name]) for name in before)
+    assert list(out.glob("trinity/**/global_step_2/remote_sampler_path.txt"))
+
+
+def weights_of(checkpoint: str, root: Path) -> Path:
+    (found,) = (root / checkpoint.removeprefix("tinker://")).glob("*.safetensors")
+    return found
+
+
+FAILING_LOSS = """
+from trinity.algorithm.policy_loss_fn.policy_loss_fn import PolicyLossFn
+
+class FailsAtTheSecondStep(PolicyLossFn):
+    calls = 0
+
+    def __init__(self, backend="tinker"):
+        super().__init__(backend=backend)
+
+    def __call__(self, logprob, old_logprob, action_mask, advantages, **kwargs):
+        FailsAtTheSecondStep.calls += 1
+        if FailsAtTheSecondStep.calls > 128:
+            raise ArithmeticError("the second step is too much")
+        return -(logprob * advantages * action_mask).mean(), {}
+
+    @classmethod
+    def default_args(cls):
+        return {}
+"""
+
+
+def test_a_run_whose_trainer_fails_is_an_error_with_its_reason_and_leaves_nothing(tmp_path):
+    (tmp_path / "failing_loss.py").write_text(FAILING_LOSS)
+    config = OmegaConf.load(example("rec_gsm8k/quickstart.yaml"))
+    config.algorithm.policy_loss_fn = "failing_loss.FailsAtTheSecondStep"
+    config.algorithm.policy_loss_fn_args = {}
+    config.trainer.total_steps = config.buffer.total_steps = 4
+    OmegaConf.save(config, tmp_path / "config.yaml")
+    with Session(tmp_path / "logs") as session:
+        session.env["PYTHONPATH"] += os.pathsep + str(tmp_path)
+        session.env |= {
+            "TRINITY_REC_RUN_DIR": str(tmp_path),
+            "TRINITY_REC_MODEL": str(ASSETS / "model"),
+            "TRINITY_REC_TASKS": str(ASSETS / "tasks"),
+        }
+        session.start_ray()
+        session.start_server(ASSETS / "model", root=tmp_path / "weights")
+        session.env["TRINITY_REC_BASE_URL"] = session.base_url
+        steps = []
+        with pytest.raises(LaunchError) as failure:
+            steps.extend(session.run_trinity(tmp_path / "config.yaml", job_root=tmp_path / "trinity", total_steps=4))
+    assert str(failure.value) == (
+        "trinity run stopped after 1 of 4 steps: ArithmeticError: the second step is too much"
+    )
+    assert marked_processes(session.mark) == []
+
+
+def test_a_quickstart_that_is_told_to_stop_leaves_nothing(tmp_path):
+    run = subprocess.Popen(
+        command("quickstart", "--steps", "4", f"--out={tmp_path / 'run'}"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 200
+    while not list(tmp_path.glob("run/trinity/**/log/explorer.log")):  # Ray's actors are there
+        assert run.poll() is None and time.monotonic() < deadline
+        time.sleep(0.5)
+    (mark,) = {mark_of(child) for child in psutil.Process(run.pid).children()} - {None}
+    assert len(marked_processes(mark)) > 5
+    run.send_signal(signal.SIGTERM)
+    assert run.wait(timeout=30) == 128 + signal.SIGTERM
+    assert marked_processes(mark) == []
+    assert "Traceback" not in run.stderr.read()
+
+
+def mark_of(process: psutil.Process) -> str | None:
+    try:
+        return process.environ().get(MARK)
+    except psutil.Error:
+        return None
