@@ -283,18 +283,18 @@ class BatchSampler:
 
     def _prefill(self, jobs: list[Job]) -> None:
         """One pass over the distinct prompts of these jobs; their samples draw their first token and join."""
-        prompts = list(dict.fromkeys(job.request.prompt for job in jobs))
-        ids = [torch.tensor(prompt) for prompt in prompts]
-        with self.stats.timed("prefill", prefill_tokens=sum(map(len, prompts)), prefill_passes=1):
+        place: dict[tuple[int, ...], int] = {}
+        for job in jobs:
+            place.setdefault(job.request.prompt, len(place))
+        ids = pad([torch.tensor(prompt) for prompt in place]).to(self.served.device)
+        with self.stats.timed("prefill", prefill_tokens=sum(map(len, place)), prefill_passes=1):
             cache = DynamicCache()
-            hidden = self._model.base_model(
-                input_ids=pad(ids).to(self.served.device), past_key_values=cache, use_cache=True
-            ).last_hidden_state
+            output = self._model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
+            hidden = output.last_hidden_state
             for job in jobs:
-                self._score_prompt(job, hidden[prompts.index(job.request.prompt)])
+                self._score_prompt(job, hidden[place[job.request.prompt]])
             rows = Rows.of(jobs, self.served.device)
-            sources = torch.tensor([prompts.index(sample.job.request.prompt) for sample in rows.samples])
-            sources = sources.to(self.served.device)
+            sources = torch.tensor([place[sample.job.request.prompt] for sample in rows.samples], device=ids.device)
             logits = logits_of(self._model, hidden[sources, rows.state["length"] - 1])
             going_on = self._draw(rows, logits)
             if going_on:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import hmac
 import ipaddress
 import signal
@@ -97,6 +98,7 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        gc.freeze()  # the libraries' million objects: no collection need look at them, not even the one at exit
         self._announce()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

@@ -135,7 +135,7 @@ class TrainingRun:
             self.optimizer.zero_grad(set_to_none=False)
         if not math.isfinite(norm):
             raise RequestError(f"the gradient norm is {norm}; the step was not made")
-        return {"grad_norm": norm, "learning_rate": adam.learning_rate}
+        return {"actor/grad_norm": norm, "actor/lr": adam.learning_rate}  # as verl calls them
 
     def weights(self) -> dict[str, Tensor]:
         return weights_of(self.model)

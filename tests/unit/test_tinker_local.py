@@ -1,0 +1,321 @@
+"""The parts of the local backend that a client cannot see one by one: streams, cache, graphs, snapshots, futures."""
+
+import asyncio
+import json
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.tiny_model import VOCABULARY, make_tiny_model
+
+pytest.importorskip("tinker", reason="the Tinker SDK needs Python 3.11")
+
+from trinity_rec.tinker_local import futures as futures_module
+from trinity_rec.tinker_local import logprobs as logprobs_module
+from trinity_rec.tinker_local.errors import RequestError
+from trinity_rec.tinker_local.futures import Futures
+from trinity_rec.tinker_local.kv_cache import RaggedCache
+from trinity_rec.tinker_local.logprobs import hidden_states, token_logprobs
+from trinity_rec.tinker_local.model import ServedModel, load
+from trinity_rec.tinker_local.stats import Stats
+from trinity_rec.tinker_local.streams import stream_keys, uniform
+from trinity_rec.tinker_local.training import AdamParams, Datum, TrainingRun
+from trinity_rec.tinker_local.weights import CHECKPOINT, SAMPLER, SnapshotPath, WeightStore
+
+ADAM = AdamParams(1e-3, 0.9, 0.95, 1e-8, 0.0, 0.0)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory) -> ServedModel:
+    return load(make_tiny_model(tmp_path_factory.mktemp("model"), tied=False), "cpu")
+
+
+def ragged_batch(sizes: list[int], seed: int = 0) -> list[Datum]:
+    generator = torch.Generator().manual_seed(seed)
+    batch = []
+    for size in sizes:
+        tokens = torch.randint(3, VOCABULARY, (size + 1,), generator=generator)
+        weights = torch.randn(size, generator=generator)
+        weights[: size // 3] = 0
+        batch.append(Datum(tokens[:-1], tokens[1:], weights))
+    return batch
+
+
+def gradients(run: TrainingRun) -> list[torch.Tensor]:
+    return [parameter.grad.clone() for parameter in run.model.parameters()]
+
+
+# ---- random streams ----
+
+
+def test_streams_are_uniform_and_have_nothing_to_do_with_each_other():
+    keys = torch.cat([stream_keys(100, seed, "snapshot", (1, 2)) for seed in range(100)])
+    assert len(keys.unique()) == len(keys)
+    draws = torch.stack([uniform(keys, torch.full_like(keys, count)) for count in range(20)])
+    assert draws.min() >= 0 and draws.max() < 1
+    counts = torch.histc(draws, 64, 0, 1)
+    expected = draws.numel() / 64
+    assert ((counts - expected) ** 2 / expected).sum() < 63 + 5 * math.sqrt(2 * 63)
+    correlations = torch.corrcoef(draws) - torch.eye(20)
+    assert correlations.abs().max() < 5 / math.sqrt(len(keys))
+
+
+def test_a_stream_is_its_key_and_counter_alone():
+    keys = stream_keys(8, 7, None, (1,))
+    assert torch.equal(stream_keys(3, 7, None, (1,)), keys[:3])
+    assert torch.equal(uniform(keys[5:6], torch.tensor([9])), uniform(keys, torch.full((8,), 9))[5:6])
+    for other in ((8, None, (1,)), (7, "a", (1,)), (7, None, (2,))):
+        assert not (stream_keys(8, *other) == keys).any()
+
+
+# ---- the cache ----
+
+
+@given(kept=st.sets(st.integers(0, 9), min_size=1))
+def test_who_stays_in_the_cache_keeps_its_columns(kept):
+    cache = RaggedCache()
+    layers = [torch.arange(10.0).view(10, 1, 1, 1).expand(10, 2, 3, 4) + 100 * layer for layer in range(2)]
+
+    class Prefilled:
+        pass
+
+    prefilled = Prefilled()
+    prefilled.layers = [Prefilled(), Prefilled()]
+    for layer, values in zip(prefilled.layers, layers, strict=True):
+        layer.keys, layer.values = values, -values
+    cache.join(prefilled, torch.arange(10))
+    order = cache.keep(sorted(kept))
+    assert set(order) == kept and cache.rows == len(kept)
+    cache.write_at(torch.full((len(kept),), 3), 4)
+    fresh = torch.full((len(kept), 2, 1, 4), 7.0)
+    for layer in range(2):
+        keys, values = cache.update(fresh, fresh, layer)
+        assert torch.equal(keys[:, :, :3], layers[layer][order])
+        assert torch.equal(values[:, :, :3], -layers[layer][order])
+        assert (keys[:, :, 3] == 7).all()
+
+
+# ---- logprobs and graphs ----
+
+
+@pytest.mark.parametrize("slice_size", [VOCABULARY, 7 * VOCABULARY, 10**9])
+def test_sliced_logprobs_are_those_of_all_logits_with_the_same_gradient(served, monkeypatch, slice_size):
+    monkeypatch.setattr(logprobs_module, "LOGITS_SLICE", slice_size)
+    model = served.copy().double()
+    tokens, weights = torch.randint(3, VOCABULARY, (2, 12)), torch.randn(22, dtype=torch.double)
+    targets, results = tokens[:, 1:].flatten(), []
+    for sliced in (True, False):
+        hidden = hidden_states(model, tokens)[:, :-1].flatten(0, 1)
+        if sliced:
+            logprobs = token_logprobs(model, hidden, targets)
+        else:
+            logprobs = model.lm_head(hidden).float().log_softmax(-1).gather(1, targets[:, None])[:, 0]
+        model.zero_grad()
+        (logprobs * weights).sum().backward()
+        results.append([logprobs.detach(), *(parameter.grad for parameter in model.parameters())])
+    for ours, plain in zip(*results, strict=True):
+        assert torch.allclose(ours, plain, atol=1e-5)
+
+
+@pytest.mark.parametrize("budget", [0, 3e5, 1e12], ids=["none", "some", "all"])
+def test_a_kept_graph_gives_the_gradient_of_a_new_pass(served, monkeypatch, budget):
+    monkeypatch.setattr("trinity_rec.tinker_local.training.MICRO_BATCH_TOKENS", {"cpu": 64})
+    batch = ragged_batch([3, 30, 17, 9, 28, 5, 21])
+    plain = TrainingRun(served.copy(), 0, Stats())
+    plain.forward_backward(batch)
+    stats = Stats()
+    run = TrainingRun(served.copy(), budget, stats)
+    run.forward(ragged_batch([40, 3], seed=1))  # something else first, whose graph may have to go
+    before = run.forward(batch)
+    after, _ = run.forward_backward(batch)
+    passes = len(run._micro_batches(batch))
+    hits = stats.snapshot().get("graph_hits", 0)
+    assert {0: hits == 0, 3e5: 0 < hits < passes, 1e12: hits == passes}[budget]
+    assert all(torch.allclose(x, y, atol=1e-6) for x, y in zip(before, after, strict=True))
+    assert all(torch.allclose(x, y, atol=1e-6) for x, y in zip(gradients(run), gradients(plain), strict=True))
+    run.forward_backward(batch)  # a graph serves once
+    assert stats.snapshot().get("graph_hits", 0) == hits
+
+
+def test_the_measured_graph_is_what_the_graph_holds(served):
+    run = TrainingRun(served.copy(), 1e12, Stats())
+    run.forward(ragged_batch([32] * 8))
+    config = served.base.config
+    # At least the inputs of each layer's matrices; at most some dozens of vectors of the layer's widest part.
+    widest = 4 * config.num_hidden_layers * config.intermediate_size
+    assert widest < run._bytes_per_token < 40 * widest
+
+
+@pytest.mark.parametrize("change", ["step", "load"])
+def test_a_graph_is_not_used_once_the_weights_have_changed(served, change):
+    batch, stats = ragged_batch([8, 12]), Stats()
+    run = TrainingRun(served.copy(), 1e12, stats)
+    if change == "step":
+        run.forward_backward(ragged_batch([10], seed=2))
+    run.forward(batch)
+    if change == "step":
+        run.optim_step(ADAM)
+    else:
+        run.load({name: 0.5 * tensor for name, tensor in run.weights().items()}, None)
+    run.forward_backward(batch)
+    fresh = TrainingRun(served.copy(), 0, Stats())
+    fresh.load(run.weights(), None)
+    fresh.forward_backward(batch)
+    assert "graph_hits" not in stats.snapshot()
+    assert all(torch.equal(x, y) for x, y in zip(gradients(run), gradients(fresh), strict=True))
+
+
+def test_a_weight_where_the_forward_had_none_is_not_lost(served):
+    batch = ragged_batch([12])
+    wider = [Datum(batch[0].tokens, batch[0].targets, torch.ones(12))]
+    run, fresh = (TrainingRun(served.copy(), 1e12, Stats()) for _ in range(2))
+    assert (run.forward(batch)[0][:4] == 0).all()
+    run.forward_backward(wider)
+    fresh.forward_backward(wider)
+    assert all(torch.equal(x, y) for x, y in zip(gradients(run), gradients(fresh), strict=True))
+
+
+def test_without_any_weight_all_logprobs_are_wanted_and_the_gradient_is_zero(served):
+    tokens = ragged_batch([9])[0]
+    nothing = [Datum(tokens.tokens, tokens.targets, torch.zeros(9))]
+    run = TrainingRun(served.copy(), 1e12, Stats())
+    assert (run.forward(nothing)[0] < 0).all()
+    run.forward_backward(nothing)
+    assert all((gradient == 0).all() for gradient in gradients(run))
+    run.optim_step(ADAM)
+    assert all(torch.equal(run.weights()[name], tensor) for name, tensor in served.base.state_dict().items())
+
+
+# ---- snapshots ----
+
+
+@pytest.fixture
+def store(tmp_path) -> WeightStore:
+    return WeightStore(tmp_path / "root", keep=2)
+
+
+def weights(value: float) -> dict[str, torch.Tensor]:
+    return {"w": torch.full((3,), value)}
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "x",
+        "tinker://a/weights",
+        "tinker://a/weights/b/c",
+        "tinker://../weights/x",
+        "tinker://a/weights/..",
+        "tinker:///",
+        "tinker://a/b/c",
+        "tinker://a/weights/.hidden",
+        "tinker://a/weights/x\x00",
+        "tinker://a/weights/" + "x" * 201,
+    ],
+)
+def test_a_path_stays_inside_the_root(uri):
+    with pytest.raises(RequestError):
+        SnapshotPath.parse(uri)
+
+
+def test_a_link_out_of_the_root_is_not_followed(store, tmp_path):
+    (tmp_path / "outside").mkdir()
+    (store.root / "run").symlink_to(tmp_path / "outside")
+    for act in (store.load, lambda path: store.save(path, weights(1))):
+        with pytest.raises(RequestError, match="not inside"):
+            act(SnapshotPath("run", SAMPLER, "x"))
+    assert not list((tmp_path / "outside").iterdir())
+
+
+@pytest.mark.parametrize("harm", ["cut", "flip", "no manifest", "bad manifest"])
+def test_a_damaged_snapshot_is_not_loaded(store, harm):
+    path = SnapshotPath("run", CHECKPOINT, "x")
+    store.save(path, weights(1), {"state": {}})
+    assert torch.equal(store.load(path)["w"], weights(1)["w"]) and store.load_optimizer(path) == {"state": {}}
+    file, manifest = (store.directory(path) / name for name in ("weights.safetensors", "manifest.json"))
+    content = file.read_bytes()
+    if harm == "cut":
+        file.write_bytes(content[:-1])
+    elif harm == "flip":
+        file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    elif harm == "no manifest":
+        manifest.unlink()
+    else:
+        manifest.write_text(json.dumps({"files": []}))
+    with pytest.raises(RequestError, match="no such weights" if harm == "no manifest" else "damaged"):
+        store.load(path)
+
+
+def test_a_failed_save_leaves_nothing(store, monkeypatch):
+    def fail(*_):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr("trinity_rec.tinker_local.weights.save_file", fail)
+    with pytest.raises(OSError, match="full"):
+        store.save(SnapshotPath("run", SAMPLER, "x"), weights(1))
+    assert not [entry for entry in store.root.rglob("*") if entry.is_file() and entry.name != ".lock"]
+
+
+def test_what_a_killed_server_left_half_written_goes(store):
+    leftover = store.root / "run" / SAMPLER / ".writing-1"
+    leftover.mkdir(parents=True)
+    store.close()
+    WeightStore(store.root, keep=2).close()
+    assert not leftover.exists()
+
+
+def test_a_deleted_snapshot_lives_on_while_it_may_be_asked_for(store):
+    first, second, third = (SnapshotPath("run", SAMPLER, name) for name in ("1", "2", "3"))
+    for step, path in enumerate((first, second)):
+        store.save(path, weights(step))
+    store.delete(store.find("run", "1"), in_use=())
+    assert store.exists(first), "the explorer may not yet know of the second"
+    with pytest.raises(RequestError, match="no snapshot"):
+        store.find("run", "1")
+    store.save(third, weights(3))
+    store.sweep("run", in_use={first})
+    assert store.exists(first), "it is sampled from"
+    store.sweep("run", in_use=())
+    assert not store.exists(first) and store.exists(second) and store.exists(third)
+    assert torch.equal(store.load(second)["w"], weights(1)["w"])
+
+
+def test_overwriting_needs_leave(store):
+    path = SnapshotPath("run", CHECKPOINT, "x")
+    store.save(path, weights(1))
+    with pytest.raises(RequestError, match="exists already"):
+        store.save(path, weights(2))
+    store.save(path, weights(3), overwrite=True)
+    assert torch.equal(store.load(path)["w"], weights(3)["w"])
+
+
+# ---- answers ----
+
+
+def test_answers_are_bounded_and_the_oldest_go_first(monkeypatch):
+    monkeypatch.setattr(futures_module, "MAX_FINISHED", 3)
+    monkeypatch.setattr(futures_module, "MAX_PENDING", 2)
+
+    async def scenario():
+        futures, loop = Futures(), asyncio.get_running_loop()
+        pending = loop.create_future()
+        futures.add("pending", pending)
+        assert await futures.answer("pending", 0.01) is None
+        for number in range(5):
+            future = loop.create_future()
+            futures.add(str(number), future)
+            with pytest.raises(RequestError) as full:
+                futures.check_room()
+            assert full.value.status == 429
+            future.set_result(b"%d" % number)
+            assert await futures.answer(str(number), 1) == b"%d" % number
+        with pytest.raises(RequestError) as gone:
+            await futures.answer("1", 1)
+        assert gone.value.status == 410 and await futures.answer("2", 1) == b"2"
+        pending.cancel()
+        assert "stopping" in (await futures.answer("pending", 1))["error"]
+
+    asyncio.run(scenario())
