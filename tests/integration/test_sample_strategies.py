@@ -166,6 +166,12 @@ def test_staleness_weights_and_drops_by_age(buffer):
     assert metrics["sample/staleness_max"] == 4
 
 
+def test_the_initial_policy_is_of_version_0_whatever_the_explorer_calls_it(buffer):
+    buffer.write(rollouts(SPREAD, version=-1) + rollouts(SPREAD, version=0, batch=1))
+    _, metrics = sample(buffer.strategy("StalenessSampleStrategy"), 1)
+    assert metrics["sample/staleness_max"] == 0
+
+
 def test_offline_cycles_over_the_first_batches_also_after_a_resume(buffer):
     for batch in range(3):
         buffer.write(rollouts(SPREAD, SPREAD, batch=batch))

@@ -190,8 +190,9 @@ class StalenessSampleStrategy(RECSampleStrategy):
         self.decay, self.max_staleness = decay, max_staleness
 
     async def select(self, exps: list[Experience], step: int, metrics: dict[str, float]) -> list[Experience]:
-        # The trainer enters step s with version s - 1.
-        ages = [max(step - 1 - exp.info.get("model_version", step - 1), 0) for exp in exps]
+        # The trainer enters step s with version s - 1; Trinity's Tinker explorer calls the initial version -1, not 0.
+        current = step - 1
+        ages = [max(current - max(exp.info.get("model_version", current), 0), 0) for exp in exps]
         weights = [self.decay**age for age in ages]
         stale = [self.max_staleness is not None and age > self.max_staleness for age in ages]
         for exp, is_stale in zip(exps, stale, strict=True):

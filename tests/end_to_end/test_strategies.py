@@ -1,0 +1,106 @@
+"""Each sample strategy in a real `trinity run` on the local backend, off-policy; one of them over save and resume."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from trinity_rec.launch import Session, TrainedStep
+from trinity_rec.quickstart.run import ASSETS
+from trinity_rec.shipped import example
+
+BATCH, GROUP = 4, 4
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("session")
+    with Session(folder / "logs") as session:
+        session.start_ray()
+        session.start_server(ASSETS / "model", root=folder / "weights")
+        session.env |= {
+            "TRINITY_REC_MODEL": str(ASSETS / "model"),
+            "TRINITY_REC_TASKS": str(ASSETS / "tasks"),
+            "TRINITY_REC_BASE_URL": session.base_url,
+        }
+        yield session
+
+
+def run(session: Session, folder: Path, steps: int, **changes: object) -> list[TrainedStep]:
+    """`trinity run` of the quickstart's YAML, small and with some keys changed; `__` in a key stands for a dot."""
+    config = OmegaConf.load(example("rec_gsm8k/quickstart.yaml"))
+    small = {
+        "buffer.batch_size": BATCH,
+        "algorithm.repeat_times": GROUP,
+        "buffer.total_steps": steps,
+        "trainer.total_steps": steps,
+        "checkpoint_root_dir": str(folder),
+        "name": folder.name,
+        "synchronizer.sync_interval": 2,
+    }
+    for key, value in {**small, **{key.replace("__", "."): value for key, value in changes.items()}}.items():
+        OmegaConf.update(config, key, value, merge=False)
+    path = folder / "config.yaml"
+    OmegaConf.save(config, path)
+    trained = list(session.run_trinity(path, job_root=folder, total_steps=steps))
+    assert [step.number for step in trained] == list(range(1, steps + 1))
+    return trained
+
+
+def test_informative_masks_under_fixed_sync(session, tmp_path):
+    steps = run(session, tmp_path, 3, algorithm__sample_strategy="trinity_rec.InformativeSampleStrategy")
+    for step in steps:
+        assert step.metrics["sample/masked"] == step.metrics["sample/uninformative"]
+        assert step.metrics["sample/masked"] % GROUP == 0
+
+
+def test_informative_refills_under_explorer_driven_sync(session, tmp_path):
+    steps = run(
+        session,
+        tmp_path,
+        3,
+        buffer__total_steps=12,
+        synchronizer__sync_style="explorer_driven",
+        algorithm__sample_strategy="trinity_rec.InformativeSampleStrategy",
+        algorithm__sample_strategy_args={"refill": True},
+    )
+    for step in steps:
+        assert step.metrics["sample/masked"] == 0 or step.metrics["sample/reads"] > 1
+
+
+def test_balanced(session, tmp_path):
+    steps = run(session, tmp_path, 3, algorithm__sample_strategy="trinity_rec.BalancedSampleStrategy")
+    for step in steps:
+        assert {"sample/dropped_positive", "sample/dropped_negative"} <= step.metrics.keys()
+        assert 0 in (step.metrics["sample/dropped_positive"], step.metrics["sample/dropped_negative"])
+    assert any(step.metrics["sample/dropped_negative"] for step in steps)
+
+
+def test_staleness_weights_reach_the_loss(session, tmp_path):
+    steps = run(
+        session,
+        tmp_path,
+        4,
+        algorithm__sample_strategy="trinity_rec.StalenessSampleStrategy",
+        algorithm__sample_strategy_args={"decay": 0.5},
+    )
+    assert [step.metrics["sample/staleness_mean"] for step in steps] == [0, 1, 0, 1]
+    assert [step.metrics["sample/staleness_weight_mean"] for step in steps] == [1, 0.5, 1, 0.5]
+
+
+def test_offline_goes_on_with_its_data_after_a_resume(session, tmp_path):
+    offline = {
+        "algorithm__sample_strategy": "trinity_rec.OfflineSampleStrategy",
+        "algorithm__sample_strategy_args": {"batches": 2},
+        "buffer__total_steps": 20,
+    }
+    first = run(session, tmp_path, 3, **offline)
+    assert [step.metrics["sample/offline_epoch"] for step in first] == [0, 0, 1]
+    assert all(step.metrics["sample/model_version/max"] <= 0 for step in first)
+    resumed = run(session, tmp_path, 6, continue_from_checkpoint=True, **offline)[3:]
+    assert [step.metrics["sample/offline_epoch"] for step in resumed] == [1, 2, 2]
+    assert all(step.metrics["sample/model_version/max"] <= 0 for step in resumed)
+    # The same batches come again: an odd step is the first batch, whose rewards are known.
+    assert [step.reward for step in resumed] == [first[1].reward, first[0].reward, first[1].reward]
