@@ -23,8 +23,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -91,8 +92,9 @@ class Session:
         return self
 
     def __exit__(self, *_: object) -> None:
-        end_marked_processes(self.mark)
-        shutil.rmtree(self.scratch, ignore_errors=True)
+        with on_signals(signal.SIG_IGN, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a second Ctrl-C included
+            end_marked_processes(self.mark)
+            shutil.rmtree(self.scratch, ignore_errors=True)
 
     def spawn(self, name: str, command: list[str]) -> subprocess.Popen[bytes]:
         """Start `command` with its output in `<logs>/<name>.log`, out of reach of the terminal's Ctrl-C."""
@@ -148,7 +150,7 @@ class Session:
         self.base_url = SERVER_URL.search(self.log("server"))[0]
 
     def run_trinity(
-        self, config: Path, job_root: Path, total_steps: int, patience: float = 180
+        self, config: Path, job_root: Path, total_steps: int, patience: float = 300
     ) -> Iterator[TrainedStep]:
         """Run `trinity run --config` and yield each training step as it is reported.
 
@@ -185,7 +187,9 @@ class Session:
     def log(self, name: str) -> str:
         return (self.logs / f"{name}.log").read_text(encoding="utf-8", errors="replace")
 
-    def wait_until(self, ready, process: subprocess.Popen[bytes], name: str, timeout: float) -> None:
+    def wait_until(
+        self, ready: Callable[[], object], process: subprocess.Popen[bytes], name: str, timeout: float
+    ) -> None:
         deadline = time.monotonic() + timeout
         while not ready():
             if process.poll() is not None:
@@ -197,18 +201,26 @@ class Session:
 
 
 @contextlib.contextmanager
-def signals_as_exit() -> Iterator[None]:
+def on_signals(handler: Callable | signal.Handlers, *numbers: signal.Signals) -> Iterator[None]:
+    """`handler` for these signals while the block runs; in the main thread, the only one that may set it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
+
+
+def signals_as_exit() -> contextlib.AbstractContextManager[None]:
     """Within it SIGTERM and SIGHUP unwind the stack as Ctrl-C does, so that `with` blocks clean up."""
 
     def leave(number: int, _frame: object) -> None:
         raise SystemExit(128 + number)
 
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return on_signals(leave, signal.SIGTERM, signal.SIGHUP)
 
 
 def end_marked_processes(mark: str, grace: float = 5) -> None:

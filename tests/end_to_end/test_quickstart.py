@@ -73,7 +73,7 @@ class FailsAtTheSecondStep(PolicyLossFn):
 
     def __call__(self, logprob, old_logprob, action_mask, advantages, **kwargs):
         FailsAtTheSecondStep.calls += 1
-        if FailsAtTheSecondStep.calls > 128:
+        if FailsAtTheSecondStep.calls > 32:  # responses a step, once each
             raise ArithmeticError("the second step is too much")
         return -(logprob * advantages * action_mask).mean(), {}
 
@@ -88,7 +88,7 @@ def test_a_run_whose_trainer_fails_is_an_error_with_its_reason_and_leaves_nothin
     config = OmegaConf.load(example("rec_gsm8k/quickstart.yaml"))
     config.algorithm.policy_loss_fn = "failing_loss.FailsAtTheSecondStep"
     config.algorithm.policy_loss_fn_args = {}
-    config.trainer.total_steps = config.buffer.total_steps = 4
+    config.trainer.total_steps = config.buffer.total_steps = config.buffer.batch_size = 4
     OmegaConf.save(config, tmp_path / "config.yaml")
     with Session(tmp_path / "logs") as session:
         session.env["PYTHONPATH"] += os.pathsep + str(tmp_path)
