@@ -162,30 +162,30 @@ class Objective:
                 raise ValueError(f"{name} has shape {list(tensor.shape)}, logprob {list(logprob.shape)}")
         if logprob.dim() == 1:
             logprob, old_logprob, mask, advantages = (x.unsqueeze(0) for x in (logprob, old_logprob, mask, advantages))
-        tokens = mask.count_nonzero(dim=-1).unsqueeze(-1)
-        scale = self._scale(logprob, tokens, batch_num_tokens, global_batch_size, dp_size)
-        if sample_weight is not None:
-            scale = scale * sample_weight.to(scale).reshape(-1, 1)
         wanted = logprob.requires_grad and torch.is_grad_enabled()
         with torch.no_grad():
-            gradient, sums = _evaluate(self, logprob.detach(), old_logprob, mask, advantages, tokens, scale, wanted)
-            loss = (sums["policy"] + sums["regulariser"]).sum().to(scale.dtype)
+            ascent, sums = _evaluate(self, logprob.detach(), old_logprob, mask.to(torch.bool), advantages, wanted)
+            scale = self._scale(sums["tokens"], logprob.shape[-1], batch_num_tokens, global_batch_size, dp_size)
+            if sample_weight is not None:
+                scale = scale * sample_weight.to(scale).flatten()
+            sums["policy"] *= -scale
+            sums["regulariser"] *= scale
+            loss = (sums["policy"] + sums["regulariser"]).sum().to(torch.promote_types(logprob.dtype, torch.float32))
         if wanted:
-            loss = _WithGradient.apply(logprob, loss, gradient)
-        return loss, _metrics(self, sums, tokens)
+            loss = _WithGradient.apply(logprob, loss, ascent, -scale.to(loss.dtype).unsqueeze(-1))
+        return loss, _metrics(self, sums)
 
-    def _scale(self, logprob, tokens, batch_num_tokens, global_batch_size, dp_size) -> Tensor:
-        """n, [batch, 1] or [1, 1]: what a token of each response counts in the average."""
-        dtype = torch.promote_types(logprob.dtype, torch.float32)
+    def _scale(self, tokens, length, batch_num_tokens, global_batch_size, dp_size) -> Tensor:
+        """n, [batch] or [1]: what a token of each response counts in the average; `tokens` is float64, [batch]."""
         if self.loss_agg_mode == "token-mean":
             count = tokens.sum() if batch_num_tokens is None else torch.as_tensor(batch_num_tokens)
         else:
-            count = torch.as_tensor(len(logprob) if global_batch_size is None else global_batch_size)
-        scale = dp_size / count.to(logprob.device, dtype).clamp(min=1).reshape(1, 1)
+            count = torch.as_tensor(len(tokens) if global_batch_size is None else global_batch_size)
+        scale = dp_size / count.to(tokens).clamp(min=1).reshape(1)
         if self.loss_agg_mode == "seq-mean-token-sum-norm":
-            scale = scale / (self.loss_scale_factor or max(logprob.shape[-1], 1))
+            scale = scale / (self.loss_scale_factor or max(length, 1))
         if self.loss_agg_mode == "seq-mean-token-mean":
-            scale = scale / tokens.clamp(min=1).to(dtype)
+            scale = scale / tokens.clamp(min=1)
         return scale
 
 
@@ -209,7 +209,8 @@ def clip_mask(objective: Objective, ratio: Tensor, advantages: Tensor) -> Tensor
     if objective.clip_mode in ("one-side", "gspo-one-side"):
         # rho <= high where A > 0, rho >= low where A < 0: PPO's minimum is the unclipped term.
         sign = advantages.sign()
-        return (sign * ratio).le_(sign * ratio.clamp(low, high))
+        bound = sign * ratio.clamp(low, high)
+        return sign.mul_(ratio).le_(bound)
     band = _within(ratio, low, high)
     if objective.clip_mode == "two-side":
         return band
@@ -224,127 +225,132 @@ def _within(x: Tensor, low: float | None, high: float | None) -> Tensor:
 
 
 def _bits(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """All bits set where the mask is nonzero, none elsewhere: integers as wide as `dtype`."""
-    integer = torch.int64 if dtype == torch.float64 else torch.int32
-    return mask.to(torch.bool).view(torch.uint8).to(integer).neg_()
+    """-1, which is all bits set, where the boolean mask is true, else 0: integers as wide as `dtype`."""
+    byte = mask if torch.compiler.is_compiling() else mask.view(torch.uint8)
+    return byte.to(torch.int64 if dtype == torch.float64 else torch.int32).neg_()
 
 
-def _masked(x: Tensor, bits: Tensor) -> Tensor:
+def _masked(x: Tensor, bits: Tensor, out: Tensor | None = None) -> Tensor:
     """x where the bits are set, 0 elsewhere, whatever x holds there."""
     if torch.compiler.is_compiling():
         return torch.where(bits != 0, x, 0.0)
-    return x.view(bits.dtype).bitwise_and(bits).view(x.dtype)
+    out = torch.empty_like(x) if out is None else out
+    torch.bitwise_and(x.view(bits.dtype), bits, out=out.view(bits.dtype))
+    return out
 
 
 def _terms(
     objective: Objective,
     logprob: Tensor,
     old_logprob: Tensor,
-    bits: Tensor,
+    mask: Tensor,
     advantages: Tensor,
-    tokens: Tensor,
-    scale: Tensor,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The gradient of some responses, and the sums over each response's tokens that loss and metrics are made of.
 
+    Works in place on what it has made itself, so that a block's temporaries stay in cache.
+
     Args:
-        logprob, old_logprob, advantages: [rows, response].
-        bits: the mask, see `_bits`.
-        tokens: how many tokens of each response count, [rows, 1].
-        scale: n, [rows, 1] or [1, 1].
+        logprob, old_logprob, mask, advantages: [rows, response]; the mask is boolean.
 
     Returns:
-        The gradient, [rows, response], and the sums, [rows] each.
+        M w A - d regulariser / d logprob, which is the gradient over -n, [rows, response]; and the sums, [rows] each.
     """
-    full = objective.metrics == "full"
-    dtype = scale.dtype
-    log_ratio = _masked(logprob.to(dtype) - old_logprob.to(dtype), bits)
+    dtype = torch.promote_types(logprob.dtype, torch.float32)
+    bits = _bits(mask, dtype)
+    log_ratio = logprob.to(dtype) - old_logprob.to(dtype)
+    log_ratio = _masked(log_ratio, bits, out=log_ratio)
     logprob = _masked(logprob.to(dtype), bits)
     advantages = _masked(advantages.to(dtype), bits)
+    tokens = bits.sum(-1, dtype=bits.dtype).neg_().to(dtype)
+    sums = {"tokens": tokens, "log_ratio": log_ratio.sum(-1)}
 
+    full = objective.metrics == "full"
     by_sequence = objective.clip_mode == "gspo-one-side"
     ratio = sequence_ratio = keep = None
     if full or objective.weight == "importance_sampling" or objective.clip_mode in ("one-side", "two-side", "ring"):
         ratio = log_ratio.clamp(max=_LARGEST_LOG_RATIO).exp_()
     if by_sequence or objective.weight == "gspo_importance_sampling":
-        mean_log_ratio = log_ratio.sum(-1, keepdim=True) / tokens.clamp(min=1).to(dtype)
-        sequence_ratio = mean_log_ratio.clamp(max=_LARGEST_LOG_RATIO).exp_()
-
-    weighted = advantages
-    if objective.weight == "importance_sampling":
-        weighted = weighted * ratio
-    elif objective.weight == "gspo_importance_sampling":
-        weighted = weighted * sequence_ratio
-    elif objective.weight == "advantage":
-        weighted = weighted * (advantages / objective.temp).exp_()
+        mean_log_ratio = sums["log_ratio"] / tokens.clamp(min=1)
+        sequence_ratio = mean_log_ratio.clamp_(max=_LARGEST_LOG_RATIO).exp_().unsqueeze(-1)
     if objective.clip_mode != "none":
         keep = clip_mask(objective, sequence_ratio if by_sequence else ratio, advantages)
-        weighted = weighted * keep
-    gradient = weighted * -scale
-    sums = {"policy": (gradient * logprob).sum(-1), "log_ratio": log_ratio.sum(-1)}
-
-    coef = objective.regularizer_coef * scale
-    if objective.regularizer == "none" or objective.regularizer_coef == 0:
-        sums["regulariser"] = torch.zeros_like(sums["policy"])
-    elif objective.regularizer == "k2":
-        pull = log_ratio * (2 * coef)
-        sums["regulariser"] = (pull * log_ratio).sum(-1) / 2
-        gradient += pull
-    elif objective.regularizer == "k2-sequence":
-        whole = log_ratio.sum(-1, keepdim=True)
-        sums["regulariser"] = (coef * whole.square()).squeeze(-1)
-        gradient += _masked((2 * coef * whole).expand_as(log_ratio), bits)
-    else:
-        sums["regulariser"] = (logprob * -coef).sum(-1)
-        gradient -= _masked(coef.expand_as(log_ratio), bits)
-
-    # Under the mask log rho = 0 and A = 0, which every clip mode keeps.
-    sums["clipped"] = log_ratio.shape[-1] - keep.sum(-1) if keep is not None else torch.zeros_like(sums["policy"])
+        # Under the mask log rho = 0 and A = 0, which every clip mode keeps.
+        sums["clipped"] = keep.shape[-1] - keep.sum(-1)
     if full:
-        positive = advantages.sign().clamp_(min=0)
-        negative = advantages.sign().clamp_(max=0).neg_()
-        sums["advantage"], sums["advantage+"], sums["advantage-"] = (
-            x.sum(-1) for x in (advantages, positive, negative)
-        )
-        if keep is not None:
-            sums["clipped+"] = sums["advantage+"] - positive.mul_(keep).sum(-1)
-            sums["clipped-"] = sums["advantage-"] - negative.mul_(keep).sum(-1)
-        sums["k3"] = (ratio - 1).sub_(log_ratio).sum(-1)
-        ratio = _masked(ratio, bits)
-        sums["ratio"], sums["ratio^2"] = ratio.sum(-1), ratio.square().sum(-1)
-        sums["ratio_max"] = ratio.amax(-1) if ratio.shape[-1] else ratio.sum(-1)
-    return gradient, sums
+        sums |= _full_sums(log_ratio, ratio, advantages, keep, bits)
+
+    ascent = advantages
+    if objective.weight == "importance_sampling":
+        ascent = ascent.mul_(ratio)
+    elif objective.weight == "gspo_importance_sampling":
+        ascent = ascent.mul_(sequence_ratio)
+    elif objective.weight == "advantage":
+        ascent = ascent.mul_((advantages / objective.temp).exp_())
+    if keep is not None:
+        ascent = ascent.mul_(keep)
+
+    coef = objective.regularizer_coef
+    if coef and objective.regularizer == "forward-kl":
+        sums["regulariser"] = -coef * logprob.sum(-1)
+    sums["policy"] = logprob.mul_(ascent).sum(-1)
+    if coef and objective.regularizer == "k2":
+        sums["regulariser"] = coef * log_ratio.square().sum(-1)
+        ascent = ascent.sub_(log_ratio, alpha=2 * coef)
+    elif coef and objective.regularizer == "k2-sequence":
+        whole = sums["log_ratio"].unsqueeze(-1)
+        sums["regulariser"] = coef * sums["log_ratio"].square()
+        ascent = ascent.sub_(_masked((2 * coef * whole).expand_as(log_ratio), bits))
+    elif coef and objective.regularizer == "forward-kl":
+        ascent = ascent.add_(_masked(torch.full_like(log_ratio, coef), bits))
+    return ascent, sums
+
+
+def _full_sums(log_ratio, ratio, advantages, keep, bits) -> dict[str, Tensor]:
+    """What `metrics: full` needs besides, [rows] each."""
+    sign = advantages.sign()
+    positive = sign.clamp(min=0)
+    negative = positive - sign
+    counted = _masked(ratio, bits)
+    sums = {
+        "advantage": advantages.sum(-1),
+        "advantage+": positive.sum(-1),
+        "advantage-": negative.sum(-1),
+        "k3": (ratio - 1).sub_(log_ratio).sum(-1),
+        "ratio": counted.sum(-1),
+        "ratio_max": counted.amax(-1) if counted.shape[-1] else counted.sum(-1),
+        "ratio^2": counted.square_().sum(-1),
+    }
+    if keep is not None:
+        sums["clipped+"] = sums["advantage+"] - positive.mul_(keep).sum(-1)
+        sums["clipped-"] = sums["advantage-"] - negative.mul_(keep).sum(-1)
+    return sums
 
 
 def _evaluate(
-    objective, logprob, old_logprob, mask, advantages, tokens, scale, wanted
+    objective: Objective, logprob: Tensor, old_logprob: Tensor, mask: Tensor, advantages: Tensor, wanted: bool
 ) -> tuple[Tensor | None, dict[str, Tensor]]:
-    """`_terms` over the batch, block by block: the gradient, where it is wanted, and the sums in float64, [batch]."""
-    dtype = scale.dtype
-    if objective.compile:
-        result = _compiled(objective)(logprob, old_logprob, _bits(mask, dtype), advantages, tokens, scale)
-        if result is not None:
-            gradient, sums = result
-            return gradient.to(logprob.dtype), {name: values.double() for name, values in sums.items()}
-    batch, length = logprob.shape
-    rows = max(1, _BLOCK // max(length, 1)) if logprob.device.type == "cpu" else max(batch, 1)
-    gradient = torch.empty_like(logprob) if wanted else None
-    tables = []
-    for start in range(0, max(batch, 1), rows):
-        part = slice(start, start + rows)
-        terms, sums = _terms(
-            objective,
-            logprob[part],
-            old_logprob[part],
-            _bits(mask[part], dtype),
-            advantages[part],
-            tokens[part],
-            scale[part] if len(scale) > 1 else scale,
-        )
-        if wanted:
-            gradient[part] = terms
-        tables.append(torch.stack(list(sums.values())))
-    return gradient, dict(zip(sums, torch.cat(tables, dim=1).double(), strict=True))
+    """`_terms` of the whole batch: the gradient over -n, where it is wanted, and the sums in float64, [batch] each."""
+    inputs = (logprob, old_logprob, mask, advantages)
+    result = _compiled(objective)(*inputs) if objective.compile else None
+    if result is not None:
+        ascent, sums = result
+        ascent, table = ascent.to(logprob.dtype), torch.stack(list(sums.values()))
+    else:
+        batch, length = logprob.shape
+        rows = max(1, _BLOCK // max(length, 1)) if logprob.device.type == "cpu" else max(batch, 1)
+        ascent = torch.empty_like(logprob) if wanted else None
+        tables = []
+        for start in range(0, max(batch, 1), rows):
+            part = slice(start, start + rows)
+            block, sums = _terms(objective, *(x[part] for x in inputs))
+            if wanted:
+                ascent[part] = block
+            tables.append(torch.stack(list(sums.values())))
+        table = torch.cat(tables, dim=1)
+    sums = dict(zip(sums, table.double(), strict=True))
+    sums.setdefault("regulariser", torch.zeros_like(sums["policy"]))
+    return ascent, sums
 
 
 @cache
@@ -369,23 +375,23 @@ def _compiled(objective: Objective) -> Callable[..., tuple[Tensor, dict[str, Ten
 
 
 class _WithGradient(torch.autograd.Function):
-    """A loss with the gradient that it is known to have; the backward pass only scales it, in place."""
+    """A loss with its gradient, scale * direction, where scale is [rows, 1] or [1, 1]; the backward pass multiplies."""
 
     @staticmethod
-    def forward(ctx, logprob, loss, gradient):
-        ctx.gradient = gradient.view(logprob.shape)
+    def forward(ctx, logprob, loss, direction, scale):
+        ctx.shape, ctx.direction, ctx.scale = logprob.shape, direction, scale
         return loss
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, loss_gradient):
-        if ctx.gradient is None:
+        if ctx.direction is None:
             raise RuntimeError("the gradient of this loss was handed out already: call the objective again")
-        gradient, ctx.gradient = ctx.gradient, None
-        return gradient.mul_(loss_gradient), None, None
+        direction, ctx.direction = ctx.direction, None
+        return direction.mul_(loss_gradient * ctx.scale).view(ctx.shape), None, None, None
 
 
-def _metrics(objective: Objective, sums: dict[str, Tensor], tokens: Tensor) -> dict[str, float]:
+def _metrics(objective: Objective, sums: dict[str, Tensor]) -> dict[str, float]:
     """The metrics of a call, with one transfer from the device.
 
     basic: pg_loss (the policy term, without the regulariser), regularizer_loss (where there is one), pg_clipfrac (share
@@ -395,8 +401,9 @@ def _metrics(objective: Objective, sums: dict[str, Tensor], tokens: Tensor) -> d
     ((sum rho)^2 / sum rho^2, as a share of the tokens), advantage_mean, regularizer_share (of |policy| + |regulariser|)
     and masked_fraction (share of the responses without any token in the loss).
     """
-    sums = {**sums, "tokens": tokens.flatten(), "responses": tokens.flatten() > 0}
-    totals = [x.max() if name == "ratio_max" and len(x) else x.sum(dtype=torch.float64) for name, x in sums.items()]
+    batch = len(sums["tokens"])
+    sums = {**sums, "responses": sums["tokens"].clamp(max=1)}
+    totals = [x.max() if name == "ratio_max" and batch else x.sum() for name, x in sums.items()]
     total = dict(zip(sums, torch.stack(totals).tolist(), strict=True))
 
     def share(part: str, whole: str = "tokens") -> float:
@@ -416,6 +423,6 @@ def _metrics(objective: Objective, sums: dict[str, Tensor], tokens: Tensor) -> d
             "effective_sample_size": share("ratio") ** 2 / share("ratio^2") if total["ratio^2"] else 0.0,
             "advantage_mean": share("advantage"),
             "regularizer_share": regulariser / (policy + regulariser) if policy + regulariser else 0.0,
-            "masked_fraction": 1 - total["responses"] / len(tokens) if len(tokens) else 0.0,
+            "masked_fraction": 1 - total["responses"] / batch if batch else 0.0,
         }
     return metrics

@@ -292,7 +292,7 @@ def test_loss_half_types():
     ours, theirs = (differentiate(loss(**arguments), data) for loss in (Loss, UpstreamLoss))
     assert ours[0].dtype == torch.float32 and ours[1].dtype == torch.bfloat16
     torch.testing.assert_close(ours[0].double(), expected[0], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(ours[1].double(), expected[1], rtol=2**-8, atol=1e-9)
+    torch.testing.assert_close(ours[1].double(), expected[1], rtol=2**-7, atol=1e-9)
     assert (theirs[1].double() - expected[1]).norm() > 5 * (ours[1].double() - expected[1]).norm(), MOVED
 
 

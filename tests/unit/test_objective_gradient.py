@@ -15,8 +15,8 @@ from hypothesis.extra import numpy as hnp
 from trinity_rec.objective import CLIP_MODES, LOSS_AGG_MODES, REGULARIZERS, WEIGHTS, Objective
 from trinity_rec.presets import PRESETS
 
-# The gradient is stored in the dtype of logprob, so a half type keeps its own precision and no more.
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 2**-8, torch.float16: 2**-10}
+# The gradient is stored in the dtype of logprob: a half type is exact to one unit in its last place.
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 2**-7, torch.float16: 2**-10}
 
 
 def kept(arguments, ratio, advantage):

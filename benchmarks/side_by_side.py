@@ -1,0 +1,82 @@
+"""Measuring side by side: contestants take turns in one process, so that a busy machine slows them alike.
+
+Time is the thread's CPU time: waiting for a core that something else holds is nobody's work. Ratios are taken round by
+round and summarised by their median; a ratio of two medians would compare different moments.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+Run = Callable[[], Any]
+
+
+def alternate(contestants: Mapping[str, Run], rounds: int, calls: int = 1) -> dict[str, list[float]]:
+    """CPU seconds a call of each contestant in each round, on this thread.
+
+    A turn is one call to take the caches and the allocator over from the contestant before, then `calls` that count.
+    The order rotates from round to round.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    names = list(contestants)
+    for turn in range(rounds):
+        shift = turn % len(names)
+        for name in names[shift:] + names[:shift]:
+            contestants[name]()
+            started = time.thread_time()
+            for _ in range(calls):
+                contestants[name]()
+            seconds[name].append((time.thread_time() - started) / calls)
+    return seconds
+
+
+def ratio(numerator: list[float], denominator: list[float]) -> dict[str, float]:
+    """min, median and max over the rounds of numerator / denominator."""
+    ratios = [a / b for a, b in zip(numerator, denominator, strict=True)]
+    return {"min": min(ratios), "median": statistics.median(ratios), "max": max(ratios)}
+
+
+def peak_bytes(run: Run) -> int:
+    """The most memory that `run` holds at once beyond what was there before, by the allocator's own events."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        run()
+    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    model = platform.processor()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        model = lines[0].split(":", 1)[1].strip() if lines else model
+    return {
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "load": os.getloadavg()[0],
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def write_json(path: Path | None, rows: list[dict[str, Any]]) -> None:
+    """The machine and the rows, where a path is given."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
