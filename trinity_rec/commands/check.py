@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import re
 import tempfile
 import typing
@@ -204,16 +205,15 @@ class _Check:
                     kept[key] = fitting
             return kept
         origin, inner = typing.get_origin(hint), typing.get_args(hint)
-        if origin is list and isinstance(value, list) and dataclasses.is_dataclass(inner[0]):
+        if origin is list and inner and isinstance(value, list) and dataclasses.is_dataclass(inner[0]):
             fitting = [self._typed(each, inner[0], (*keys, i)) for i, each in enumerate(value)]
             return [each for each in fitting if each is not _MISFIT]
-        if origin is dict and isinstance(value, Mapping) and dataclasses.is_dataclass(inner[1]):
+        if origin is dict and inner and isinstance(value, Mapping) and dataclasses.is_dataclass(inner[1]):
             fitting = {key: self._typed(each, inner[1], (*keys, key)) for key, each in value.items()}
             return {key: each for key, each in fitting.items() if each is not _MISFIT}
         return value if self._fits(value, keys, owner, hint) else _MISFIT
 
     def _fits(self, value: Any, keys: tuple[Key, ...], owner: Any, hint: Any) -> bool:
-        from omegaconf import OmegaConf
         from omegaconf.errors import OmegaConfBaseException
 
         try:
@@ -221,7 +221,7 @@ class _Check:
                 if not isinstance(value, Mapping | None):
                     raise TypeError
             else:
-                OmegaConf.merge(OmegaConf.structured(owner), {keys[-1]: value})
+                _schema(owner)[keys[-1]] = value
         except (OmegaConfBaseException, TypeError, ValueError, KeyError, AttributeError) as error:
             expected = f"expected {_type_name(hint)}" if not isinstance(error, KeyError) else str(error)
             self.add(ERROR, keys, f"{value!r} has the wrong type", expected)
@@ -397,7 +397,7 @@ class _Check:
             validators.insert(4, (trinity.RayClusterConfigValidator, "cluster", lambda each: each.validate(attempt)))
         absent = {keys for keys, _ in _interpolations(self.document.data)}
         with tempfile.TemporaryDirectory() as checkpoints, trinity_warnings():
-            attempt.checkpoint_root_dir = checkpoints
+            attempt.checkpoint_root_dir = attempt.checkpoint_job_dir = checkpoints
             for validator, section, validate in validators:
                 try:
                     validate(validator())
@@ -423,6 +423,14 @@ class _Check:
 
 
 _MISFIT = object()
+
+
+@functools.cache
+def _schema(dataclass: type) -> Any:
+    """Checks the type of what is assigned to its keys."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.structured(dataclass)
 
 
 def dotted(keys: tuple[Key, ...]) -> str:

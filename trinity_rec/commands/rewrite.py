@@ -24,8 +24,10 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 from ruamel.yaml import YAML
-from ruamel.yaml.nodes import MappingNode
+from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.nodes import MappingNode, ScalarNode
 
+from trinity_rec.commands.catalogue import scalar
 from trinity_rec.commands.document import Document, Extent, extents
 from trinity_rec.commands.effective import OBJECTIVE_KEYS, STRATEGY_KEYS, effective
 from trinity_rec.commands.terminal import UsageError, complete_preset, did_you_mean, preset_named, stderr, stdout
@@ -238,7 +240,7 @@ def _splice(document: Document, new: dict[str, Any], kept: list[str], edits: lis
         before = text if not text or text.endswith(("\n", "\r")) else text + newline
         return f"{before}algorithm:{newline}{block}"
     extent, node = top["algorithm"]
-    entries, head, indent = _entries(document, extent, node)
+    entries, head, tail, indent = _entries(document, extent, node)
     at_first = [key for key in new if key not in entries and key != "algorithm_type"]
     out = [head] if head.endswith(("\n", "\r")) else [head + newline]
     if "algorithm_type" not in entries:
@@ -252,28 +254,27 @@ def _splice(document: Document, new: dict[str, Any], kept: list[str], edits: lis
             out.append(_edited(entry, own, indent, newline) if own else _ended(entry, newline))
         if key == "algorithm_type":
             out.append(_block({key: new[key] for key in at_first}, indent, newline))
-    section = "".join(out)
+    section = "".join(out) + tail
     rest = text[extent.end :]
     if not rest and not text.endswith(("\n", "\r")):
         section = section.removesuffix(newline)
     return text[: extent.start] + section + rest
 
 
-def _entries(document: Document, extent: Extent, node: Any) -> tuple[dict[str, tuple[str, str]], str, str]:
-    """The section's entries, each with the comments above it; the line `algorithm:` itself; the entries' indent."""
+def _entries(document: Document, extent: Extent, node: Any) -> tuple[dict[str, tuple[str, str]], str, str, str]:
+    """The section's entries, each with the comments above it; what stands before and after them; their indent."""
     text = document.text
     if not isinstance(node, MappingNode) or not node.value or node.flow_style:
         # Empty, or in braces: written anew, as a block.
         data = document.data.get("algorithm") or {}
         newline = "\r\n" if "\r\n" in text else "\n"
-        return {key: ("", _block({key: value}, "  ", newline)) for key, value in data.items()}, "algorithm:", "  "
-    found, position = {}, None
-    for entry in extents(text, node, extent.end):
-        position = entry.start if position is None else position
+        return {key: ("", _block({key: value}, "  ", newline)) for key, value in data.items()}, "algorithm:", "", "  "
+    found, parts = {}, list(extents(text, node, extent.end))
+    position = parts[0].start
+    for entry in parts:
         found[entry.key] = (text[position : entry.start], text[entry.start : entry.end])
-        position, indent = entry.end, entry.indent
-    first = text.index(next(iter(found.values()))[1], extent.start)
-    return found, text[extent.start : first], " " * indent
+        position = entry.end
+    return found, text[extent.start : parts[0].start], text[position : extent.end], " " * parts[0].indent
 
 
 def _ended(entry: str, newline: str) -> str:
@@ -296,10 +297,29 @@ def _replaced_entry(entry: str, key: str, value: Any, indent: str, newline: str)
 
 def _edited(entry: str, edits: list[tuple[tuple[str, ...], Any]], indent: str, newline: str) -> str:
     """An entry with values set in it; its comments and order stay."""
-    tree = _round_trip().load(textwrap.dedent(entry).replace("\r\n", "\n"))
+    text = textwrap.dedent(entry).replace("\r\n", "\n")
     for path, value in edits:
-        _set(tree, path, value)
-    return _indented(_dumped(tree), indent, newline)
+        try:
+            old = _scalar_at(_round_trip().compose(text), path)
+            tree = _round_trip().load(text)
+        except MarkedYAMLError as error:
+            raise UsageError(f"--set {'.'.join(path)}: {path[0]} uses an anchor; edit it in the file") from error
+        if old is not None and not isinstance(value, dict | list):
+            text = text[: old.start_mark.index] + scalar(value) + text[old.end_mark.index :]
+        else:
+            _set(tree, path, value)
+            text = _dumped(tree)
+    return _indented(text, indent, newline)
+
+
+def _scalar_at(node: Any, path: tuple[str, ...]) -> ScalarNode | None:
+    for key in path:
+        values = [value for name, value in node.value if name.value == key] if isinstance(node, MappingNode) else []
+        if not values:
+            return None
+        node = values[0]
+    # An anchor stands before the scalar, a block scalar ends after its last line: neither is one token.
+    return node if isinstance(node, ScalarNode) and not node.anchor and node.style in (None, "'", '"') else None
 
 
 def _round_trip() -> YAML:
