@@ -1,5 +1,6 @@
 """`check`: every error and doubt, with its line. A mark behind a line of YAML says what must be found there."""
 
+import contextlib
 import re
 import socket
 
@@ -8,6 +9,7 @@ import ray
 
 from trinity_rec.commands.check import check
 from trinity_rec.commands.document import Document
+from trinity_rec.commands.rewrite import switch
 from trinity_rec.commands.terminal import UsageError
 from trinity_rec.presets import PRESETS
 
@@ -314,3 +316,21 @@ def test_files_that_cannot_be_read(tmp_path_factory):
 def test_stages_with_an_algorithm_of_their_own_are_said():
     text = CLEAN + "stages:\n  - stage_name: one\n    algorithm: {algorithm_type: sft} # doubt: not judged here\n"
     assert_marks(text)
+
+
+@pytest.mark.parametrize("value", ["3", "[1]", "{a: 1}", "${x}", "null"])
+@pytest.mark.parametrize("key", ["algorithm_type", "policy_loss_fn_args", "sample_strategy", "kl_loss_fn_args"])
+@pytest.mark.parametrize("algorithm_type", ["rec", "trinity_rec.rec_grpo"])
+def test_no_value_of_a_wrong_type_makes_it_fall_over(key, value, algorithm_type):
+    section = {"algorithm_type": algorithm_type, "repeat_times": "8", key: value}
+    text = with_algorithm("".join(f"  {name}: {each}\n" for name, each in section.items()))
+    report(text)
+    with contextlib.suppress(UsageError):
+        switch(Document.parse("run.yaml", text), "rec_grpo")
+
+
+@pytest.mark.parametrize("section", ["algorithm: # doubt: ppo", "buffer: 3", "synchronizer:", "stages: {a: 1}", "model: [1]"])
+def test_a_section_that_is_no_mapping(section):
+    name = section.split(":")[0]
+    rest = re.sub(rf"^{name}:.*\n(  .*\n)*", "", CLEAN, flags=re.MULTILINE)
+    assert_marks(rest + f"{section} # error: {name}: \n")

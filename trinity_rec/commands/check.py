@@ -26,7 +26,7 @@ from trinity_rec.commands.document import Document, Key
 from trinity_rec.commands.effective import trinity_warnings
 from trinity_rec.commands.summary import Summary, summarise
 from trinity_rec.commands.terminal import UsageError, closest, did_you_mean, print_json, stdout
-from trinity_rec.commands.translate import COUNTERPARTS, nearest
+from trinity_rec.commands.translate import COUNTERPARTS, MODES, nearest
 from trinity_rec.presets import PRESETS
 
 if typing.TYPE_CHECKING:
@@ -218,7 +218,7 @@ class _Check:
 
         try:
             if owner is None or dataclasses.is_dataclass(hint):
-                if not isinstance(value, Mapping | None):
+                if not isinstance(value, Mapping):
                     raise TypeError
             else:
                 _schema(owner)[keys[-1]] = value
@@ -234,7 +234,10 @@ class _Check:
         from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
         from trinity.common.config import Config
 
-        merged = OmegaConf.merge(OmegaConf.structured(Config), data)
+        try:
+            merged = OmegaConf.merge(OmegaConf.structured(Config), data)
+        except OmegaConfBaseException:  # an interpolation in place of a mapping is resolved at once
+            merged = OmegaConf.create(data)
         for keys, value in list(_interpolations(data)):
             try:
                 OmegaConf.select(merged, dotted(keys), throw_on_missing=True)
@@ -275,7 +278,8 @@ class _Check:
                 config.algorithm.algorithm_type = f"trinity_rec.{name}"
             return plain
         if name == "rec":
-            preset, args = nearest(self.document.data.get("algorithm") or {})
+            given = {key: getattr(config.algorithm, key) for key in ("algorithm_type", *MODES)}
+            preset, args = nearest(given)
             differing = ", ".join(f"{key} {value}" for values in args.values() for key, value in values.items())
             self.add(
                 DOUBT,

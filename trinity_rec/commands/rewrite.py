@@ -68,7 +68,11 @@ def use_command(
 ) -> None:
     """Switch a YAML to a preset. Only its algorithm section is rewritten; the difference is shown first.
 
-    A file that would be written over is asked about where there is a terminal to ask on.
+    Stays: repeat_times, optimizer and all else that says how to run; arguments of upstream's rec, or of another preset,
+    that mean the same in the new one. Goes: what makes up the objective (policy loss, advantage, KL, entropy, their
+    arguments, loss_agg_mode) and a sample strategy of Trinity's.
+
+    Asks before it writes over a file, where there is a terminal to ask on.
     """
     document = Document.read(config)
     switched = switch(document, preset, parse_settings(settings or []))
@@ -108,6 +112,7 @@ def switch(document: Document, preset_name: str, settings: Mapping[tuple[str, ..
     old = document.data.get("algorithm") or {}
     if not isinstance(old, dict):
         raise UsageError(f"{document.path}:{document.line(['algorithm'])}: algorithm: not a mapping of keys to values")
+    _refuse_misfits(document, old)
     notes = []
     if preset_name == NEAREST:
         preset, args = nearest(old, document.path)
@@ -133,6 +138,15 @@ def switch(document: Document, preset_name: str, settings: Mapping[tuple[str, ..
     text = _splice(document, new, list(kept), inner_edits)
     _verify(document, text, section)
     return Switched(text, notes)
+
+
+def _refuse_misfits(document: Document, old: Mapping[str, Any]) -> None:
+    """What is read of the old section must be of its type; the rest is carried along unread."""
+    for key in ("algorithm_type", *OBJECTIVE_KEYS, *STRATEGY_KEYS):
+        expected, name = (dict, "a mapping of arguments") if key.endswith("_args") else (str, "a name")
+        if old.get(key) is not None and not isinstance(old[key], expected):
+            line = document.line(["algorithm", key])
+            raise UsageError(f"{document.path}:{line}: algorithm.{key}: {old[key]!r} is not {name}")
 
 
 def _is_replaced(key: str, old: Mapping[str, Any]) -> bool:
