@@ -1,8 +1,10 @@
-"""Each sample strategy in a real `trinity run` on the local backend, off-policy; one of them over save and resume."""
+"""Real runs of `trinity run` on the local backend: each sample strategy, off-policy, and the reference model."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import pytest
 from omegaconf import OmegaConf
@@ -47,6 +49,30 @@ def run(session: Session, folder: Path, steps: int, **changes: object) -> list[T
     trained = list(session.run_trinity(path, job_root=folder, total_steps=steps))
     assert [step.number for step in trained] == list(range(1, steps + 1))
     return trained
+
+
+def sample_requests(session: Session) -> int:
+    """How often the server was asked to sample so far; a reference's logprobs are asked for as a sample too."""
+    stats = Request(f"{session.base_url}/stats", headers={"X-API-Key": session.env["TINKER_API_KEY"]})
+    with urlopen(stats) as answer:
+        return int(json.load(answer).get("sample_requests", 0))
+
+
+@pytest.mark.parametrize(
+    "kl, reference",
+    [
+        ({"kl_loss_fn": "k2", "kl_loss_fn_args": {"kl_coef": 0.0}}, False),
+        ({"kl_loss_fn_args": {"kl_coef": 0.01}}, True),
+    ],
+)
+def test_a_reference_pass_only_for_a_kl_term(session, tmp_path, kl, reference):
+    before = sample_requests(session)
+    steps = run(session, tmp_path, 2, **{f"algorithm__{key}": value for key, value in kl.items()})
+    rollouts = BATCH * len(steps)
+    assert sample_requests(session) - before == rollouts + (rollouts * GROUP if reference else 0)
+    for step in steps:
+        assert ("actor/kl_loss" in step.metrics) is reference
+        assert step.metrics["actor/grad_norm"] > 0
 
 
 def test_informative_masks_under_fixed_sync(session, tmp_path):
@@ -94,7 +120,7 @@ def test_offline_goes_on_with_its_data_after_a_resume(session, tmp_path):
     offline = {
         "algorithm__sample_strategy": "trinity_rec.OfflineSampleStrategy",
         "algorithm__sample_strategy_args": {"batches": 2},
-        "buffer__total_steps": 20,
+        "buffer__total_steps": 8,
     }
     first = run(session, tmp_path, 3, **offline)
     assert [step.metrics["sample/offline_epoch"] for step in first] == [0, 0, 1]
