@@ -18,7 +18,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from functools import cache, partial
+from functools import cache
 from numbers import Real
 
 import torch
@@ -226,8 +226,9 @@ def _within(x: Tensor, low: float | None, high: float | None) -> Tensor:
 
 def _bits(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """-1, which is all bits set, where the boolean mask is true, else 0: integers as wide as `dtype`."""
-    byte = mask if torch.compiler.is_compiling() else mask.view(torch.uint8)
-    return byte.to(torch.int64 if dtype == torch.float64 else torch.int32).neg_()
+    if torch.compiler.is_compiling():
+        return mask
+    return mask.view(torch.uint8).to(torch.int64 if dtype == torch.float64 else torch.int32).neg_()
 
 
 def _masked(x: Tensor, bits: Tensor, out: Tensor | None = None) -> Tensor:
@@ -245,13 +246,15 @@ def _terms(
     old_logprob: Tensor,
     mask: Tensor,
     advantages: Tensor,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The gradient of some responses, and the sums over each response's tokens that loss and metrics are made of.
 
     Works in place on what it has made itself, so that a block's temporaries stay in cache.
 
     Args:
-        logprob, old_logprob, mask, advantages: [rows, response]; the mask is boolean.
+        logprob, old_logprob, mask, advantages: [rows, response]; the mask is boolean, or 0 and 1 when compiled.
+        out: where the gradient goes, if it has the dtype of the arithmetic.
 
     Returns:
         M w A - d regulariser / d logprob, which is the gradient over -n, [rows, response]; and the sums, [rows] each.
@@ -261,8 +264,8 @@ def _terms(
     log_ratio = logprob.to(dtype) - old_logprob.to(dtype)
     log_ratio = _masked(log_ratio, bits, out=log_ratio)
     logprob = _masked(logprob.to(dtype), bits)
-    advantages = _masked(advantages.to(dtype), bits)
-    tokens = bits.sum(-1, dtype=bits.dtype).neg_().to(dtype)
+    advantages = _masked(advantages.to(dtype), bits, out=out)
+    tokens = bits.sum(-1, dtype=bits.dtype).abs().to(dtype)
     sums = {"tokens": tokens, "log_ratio": log_ratio.sum(-1)}
 
     full = objective.metrics == "full"
@@ -331,8 +334,7 @@ def _evaluate(
     objective: Objective, logprob: Tensor, old_logprob: Tensor, mask: Tensor, advantages: Tensor, wanted: bool
 ) -> tuple[Tensor | None, dict[str, Tensor]]:
     """`_terms` of the whole batch: the gradient over -n, where it is wanted, and the sums in float64, [batch] each."""
-    inputs = (logprob, old_logprob, mask, advantages)
-    result = _compiled(objective)(*inputs) if objective.compile else None
+    result = _compiled(objective)(logprob, old_logprob, mask, advantages) if objective.compile else None
     if result is not None:
         ascent, sums = result
         ascent, table = ascent.to(logprob.dtype), torch.stack(list(sums.values()))
@@ -340,11 +342,13 @@ def _evaluate(
         batch, length = logprob.shape
         rows = max(1, _BLOCK // max(length, 1)) if logprob.device.type == "cpu" else max(batch, 1)
         ascent = torch.empty_like(logprob) if wanted else None
+        in_place = wanted and logprob.dtype in (torch.float32, torch.float64)
         tables = []
         for start in range(0, max(batch, 1), rows):
             part = slice(start, start + rows)
-            block, sums = _terms(objective, *(x[part] for x in inputs))
-            if wanted:
+            inputs = (x[part] for x in (logprob, old_logprob, mask, advantages))
+            block, sums = _terms(objective, *inputs, out=ascent[part] if in_place else None)
+            if wanted and not in_place:
                 ascent[part] = block
             tables.append(torch.stack(list(sums.values())))
         table = torch.cat(tables, dim=1)
@@ -356,19 +360,25 @@ def _evaluate(
 @cache
 def _compiled(objective: Objective) -> Callable[..., tuple[Tensor, dict[str, Tensor]] | None]:
     """`_terms` compiled for an objective; it returns None where it cannot be compiled, and warns the first time."""
-    terms = torch.compile(partial(_terms, objective), dynamic=True)
+
+    def terms(logprob: Tensor, old_logprob: Tensor, mask: Tensor, advantages: Tensor, ones: Tensor):
+        # One factor a row keeps the generated loops two-dimensional, so that the sums over rows are fused into them.
+        return _terms(objective, logprob, old_logprob, mask, advantages * ones)
+
+    run = torch.compile(terms, dynamic=True)
     broken = False
 
-    def attempt(*inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]] | None:
+    def attempt(logprob: Tensor, old_logprob: Tensor, mask: Tensor, advantages: Tensor):
         nonlocal broken
         if broken:
             return None
+        mask = mask.view(torch.uint8).to(torch.promote_types(logprob.dtype, torch.float32))  # vector loads, unlike bool
         try:
-            return terms(*inputs)
+            return run(logprob, old_logprob, mask, advantages, mask.new_ones(len(mask), 1))
         except Exception as error:
             broken = True
             reason = next(iter(str(error).splitlines()), "")
-            warnings.warn(f"compile=True has no effect here: {type(error).__name__}: {reason}", stacklevel=4)
+            warnings.warn(f"compile=True has no effect here: {type(error).__name__}: {reason}", stacklevel=5)
             return None
 
     return attempt
