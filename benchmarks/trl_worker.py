@@ -26,15 +26,16 @@ from trl import GRPOConfig, GRPOTrainer  # noqa: E402
 class TimedTrainer(GRPOTrainer):
     """Notes what TRL spends in generation, by the narrowest measure: `generate` and what prepares its tensors."""
 
-    generate_seconds = 0.0
-    batch: dict
+    generate_seconds = generate_cpu_seconds = 0.0
+    generated_tokens = trained_tokens = 0
 
     def _generate_single_turn(self, *args, **kwargs):
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), time.process_time()
         try:
             return super()._generate_single_turn(*args, **kwargs)
         finally:
             self.generate_seconds += time.perf_counter() - started
+            self.generate_cpu_seconds += time.process_time() - cpu
 
     def _compute_loss(self, model, inputs):
         self.generated_tokens += int(inputs["completion_mask"].sum())
@@ -48,15 +49,19 @@ class OnCommand(TrainerCallback):
     def on_step_begin(self, args, state, control, **kwargs):
         if not sys.stdin.readline():
             os._exit(0)
-        trainer.generate_seconds, trainer.generated_tokens, trainer.trained_tokens = 0.0, 0, 0
-        self.started = time.perf_counter()
+        trainer.generate_seconds = trainer.generate_cpu_seconds = 0.0
+        trainer.generated_tokens = trainer.trained_tokens = 0
+        self.started, self.cpu = time.perf_counter(), time.process_time()
 
     def on_step_end(self, args, state, control, **kwargs):
-        seconds = time.perf_counter() - self.started
+        seconds, cpu = time.perf_counter() - self.started, time.process_time() - self.cpu
         answer = {
-            "step_seconds": seconds,
-            "sample_seconds": trainer.generate_seconds,
-            "train_seconds": seconds - trainer.generate_seconds,
+            "step": seconds,
+            "sample": trainer.generate_seconds,
+            "train": seconds - trainer.generate_seconds,
+            "step_cpu": cpu,
+            "sample_cpu": trainer.generate_cpu_seconds,
+            "train_cpu": cpu - trainer.generate_cpu_seconds,
             "generated_tokens": trainer.generated_tokens,
             "trained_tokens": trainer.trained_tokens,
         }
