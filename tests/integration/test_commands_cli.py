@@ -1,15 +1,19 @@
 """The commands as users meet them: exit codes, stdout and stderr, colour, width, completion."""
 
+import io
 import json
 import os
 import pty
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from omegaconf import OmegaConf
 
+from trinity_rec.cli import main
 from trinity_rec.presets import PRESETS
 
 ESC = "\x1b["
@@ -29,15 +33,25 @@ synchronizer: {sync_interval: 20}
 """
 
 
-def trinity_rec(*arguments, **env) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**PLAIN, **env},
-        stdin=subprocess.DEVNULL,
-    )
+def trinity_rec(*arguments, encoding="utf-8") -> subprocess.CompletedProcess[str]:
+    """What the command prints and how it exits. In this process: starting one imports torch, Ray and transformers."""
+    argv = ["trinity-rec", *map(str, arguments)]
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding=encoding, write_through=True) for _ in range(2)]
+    patched = mock.patch.multiple(sys, argv=argv, stdin=io.StringIO())
+    with patched, redirect_stdout(streams[0]), redirect_stderr(streams[1]):
+        try:
+            main()
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+    out, err = (stream.buffer.getvalue().decode(encoding) for stream in streams)
+    return subprocess.CompletedProcess(argv, code, out, err)
+
+
+def in_a_process(*arguments) -> subprocess.CompletedProcess[str]:
+    """The same as a user starts it, so with all that anything in the process prints."""
+    command = [*COMMAND, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=PLAIN, stdin=subprocess.DEVNULL)
 
 
 def on_a_terminal(*arguments, columns=100) -> str:
@@ -80,7 +94,7 @@ def test_show_prints_a_section_to_paste(tmp_path):
     assert section.algorithm_type == "trinity_rec.rec_ring_nois"
     assert section.policy_loss_fn_args.epsilon_high_prime == 2.0
     assert "∇log π" in shown.stdout and ESC not in shown.stdout
-    assert "grad log pi" in trinity_rec("show", "rec_ring_nois", PYTHONIOENCODING="ascii", PYTHONUTF8="0").stdout
+    assert "grad log pi" in trinity_rec("show", "rec_ring_nois", encoding="ascii").stdout
     details = json.loads(trinity_rec("show", "rec_ring_nois", "--json").stdout)
     assert details["algorithm"]["policy_loss_fn_args"]["clip_mode"] == "ring"
 
@@ -147,7 +161,7 @@ def test_check_exits_by_what_it_finds(config):
     line = f"{switched}:4: error: algorithm.repeat_tiems: unknown key; did you mean repeat_times?"
     assert wrong.returncode == 1 and line in wrong.stdout.splitlines() and wrong.stderr == ""
 
-    report = json.loads(trinity_rec("check", switched, "--json").stdout)
+    report = json.loads(in_a_process("check", switched, "--json").stdout)
     assert report["ok"] is False
     assert report["errors"][0]["line"] == 4 and report["errors"][0]["key"] == "algorithm.repeat_tiems"
     assert report["summary"]["policy_loss_fn_args"]["clip_mode"] == "one-side"
@@ -180,8 +194,8 @@ def test_an_unreadable_file_is_still_json_for_programs(config):
     assert result.returncode == 1 and json.loads(result.stdout)["errors"][0]["line"] == 2
 
 
-def test_a_traceback_is_for_those_who_ask(config):
-    assert "Traceback" in trinity_rec("--debug", "check", "nowhere.yaml").stderr
+def test_a_traceback_is_for_those_who_ask():
+    assert "Traceback" in in_a_process("--debug", "check", "nowhere.yaml").stderr
 
 
 def test_colour_and_width_are_the_terminals():

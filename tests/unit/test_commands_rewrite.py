@@ -211,7 +211,7 @@ upstream_advantages = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(loss=upstream_arguments, advantage=upstream_advantages)
 def test_the_nearest_preset_optimises_what_upstreams_yaml_did(loss, advantage):
     section = {"algorithm_type": "rec", "policy_loss_fn_args": loss, "advantage_fn_args": advantage}
