@@ -9,11 +9,13 @@ from urllib.request import Request, urlopen
 import pytest
 from omegaconf import OmegaConf
 
+import trinity_rec
 from trinity_rec.launch import Session, TrainedStep
 from trinity_rec.quickstart.run import ASSETS
 from trinity_rec.shipped import example
 
 BATCH, GROUP = 4, 4
+PLUGIN_DIR = Path(trinity_rec.__file__).parent / "plugin" / "register"
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +75,12 @@ def test_a_reference_pass_only_for_a_kl_term(session, tmp_path, kl, reference):
     for step in steps:
         assert ("actor/kl_loss" in step.metrics) is reference
         assert step.metrics["actor/grad_norm"] > 0
+
+
+def test_a_plain_name_with_the_plugin_directory(session, tmp_path, monkeypatch):
+    monkeypatch.setitem(session.env, "TRINITY_PLUGIN_DIRS", str(PLUGIN_DIR))
+    run(session, tmp_path, 2, algorithm__algorithm_type="red_weight", algorithm__policy_loss_fn_args={"temp": 0.5})
+    assert "Failed to load plugin" not in session.log("trinity")
 
 
 def test_informative_masks_under_fixed_sync(session, tmp_path):
