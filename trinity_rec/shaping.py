@@ -119,12 +119,13 @@ def pairwise_advantage(
         weight_sum = total.index_add(0, group, weight)[group]
         weighted_rewards = total.index_add(0, group, weight * centred)[group]
         return weight * (centred * weight_sum - weighted_rewards) / size
-    order = torch.argsort(group, stable=True)
+    # All groups with the same number of kept responses at once.
+    order = torch.argsort(group.masked_fill(~keep, -1), stable=True)[int((~keep).sum()) :]
     advantages = torch.zeros_like(centred)
-    for members in torch.split(order, torch.bincount(group).tolist()):
-        members = members[keep[members]]
-        gap = centred[members, None] - centred[None, members]
-        advantages[members] = (gap.abs() * gap).sum(1)
+    for count in statistics.count.unique().tolist():
+        members = order[statistics.count[group[order]] == count].view(-1, max(int(count), 1))
+        gap = centred[members][:, :, None] - centred[members][:, None]
+        advantages[members] = (gap.abs() * gap).sum(2)
     return advantages / size
 
 

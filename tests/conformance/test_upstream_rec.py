@@ -7,6 +7,7 @@ shows both sides.
 import hashlib
 import inspect
 import itertools
+import pickle
 import re
 from copy import deepcopy
 from importlib.metadata import version
@@ -374,6 +375,17 @@ def test_balanced_binary_rewards_equals_upstream(counts, std_normalize):
     for name, value in their_metrics.items():
         assert our_metrics[name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
     assert all(exp.action_mask.all() for exp in ours + theirs)  # dropped tokens stay in the mean: `drop_form: zero`
+
+
+def test_an_experience_carries_only_its_own_advantages():
+    """Computed for the whole batch at once, yet what is pickled or changed with an experience is that experience's."""
+    exps, _ = Advantage().process(experiences([[1.0, 0.0]] * 50, length=10))
+    for exp in exps:
+        for tensor in (exp.advantages, exp.returns):
+            assert tensor.untyped_storage().nbytes() == tensor.nbytes == 4 * len(exp.action_mask)
+            assert len(pickle.dumps(tensor)) < 1000
+    exps[0].returns.add_(1)
+    assert exps[0].advantages[0] == 0.5 and exps[1].returns[0] == -0.5
 
 
 def test_no_experiences_equals_upstream():

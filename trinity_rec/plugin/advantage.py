@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from numbers import Real
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -115,7 +117,8 @@ class RECAdvantage(AdvantageFn, ExperienceOperator):
         return exps, metrics
 
     def _lottery(self, responses: _Responses) -> Tensor:
-        digests = (hashlib.blake2b(f"{self.seed}/{key}".encode(), digest_size=4).digest() for key in responses.keys)
+        names = ("/".join(map(str, key)) for key in responses.keys)
+        digests = (hashlib.blake2b(f"{self.seed}/{name}".encode(), digest_size=4).digest() for name in names)
         return torch.tensor([int.from_bytes(digest, "big") for digest in digests], dtype=torch.float64)
 
     def _group_metrics(self, rewards: Tensor, group: Tensor, keep: Tensor, kept: Tensor) -> dict[str, float]:
@@ -159,38 +162,34 @@ class _Responses:
 
     rewards: Tensor
     group: Tensor
-    keys: list[str]
+    keys: list[tuple]
     of_experience: list[int]
 
     @classmethod
     def of(cls, exps: Sequence[Experience]) -> _Responses:
+        steps = list(map(attrgetter("eid.batch", "eid.task", "eid.run", "eid.step"), exps))
         # Workflows that number neither runs nor steps leave (run, step) repeated in a task: then each is a response.
-        steps: dict[tuple, int] = {}
-        for exp in exps:
-            step = (exp.eid.batch, exp.eid.task, exp.eid.run, exp.eid.step)
-            steps[step] = steps.get(step, 0) + 1
-        unnumbered = {step[:2] for step, times in steps.items() if times > 1}
+        unnumbered: set[tuple] = set()
+        if len(set(steps)) < len(steps):
+            unnumbered = {step[:2] for step, times in Counter(steps).items() if times > 1}
 
         groups: dict[tuple, int] = {}
         index: dict[tuple, int] = {}
-        group, keys, rewards, last_step, of_experience = [], [], [], [], []
-        for position, exp in enumerate(exps):
-            eid = exp.eid
-            task = (eid.batch, eid.task)
-            response = (*task, position) if task in unnumbered else (*task, eid.run)
-            number = index.setdefault(response, len(index))
+        group, rewards, last_step, of_experience = [], [], [], []
+        for position, (exp, (batch, task, run, step)) in enumerate(zip(exps, steps, strict=True)):
+            key = (batch, task, position if unnumbered and (batch, task) in unnumbered else run)
+            number = index.setdefault(key, len(index))
             if number == len(group):
-                group.append(groups.setdefault(task, len(groups)))
-                keys.append("/".join(map(str, response)))
+                group.append(groups.setdefault((batch, task), len(groups)))
                 rewards.append(_reward(exp))
-                last_step.append(eid.step)
-            elif eid.step >= last_step[number]:
-                rewards[number], last_step[number] = _reward(exp), eid.step
+                last_step.append(step)
+            elif step >= last_step[number]:
+                rewards[number], last_step[number] = _reward(exp), step
             of_experience.append(number)
         return cls(
             torch.tensor(rewards, dtype=torch.float64),
             torch.tensor(group, dtype=torch.int64),
-            keys,
+            list(index),
             of_experience,
         )
 
@@ -208,12 +207,20 @@ def _reward(exp: Experience) -> float:
 
 
 def _write_back(exps: Sequence[Experience], of_experience: list[int], advantages: Tensor, in_loss: Tensor) -> None:
-    values, counted = advantages.tolist(), in_loss.tolist()
-    for exp, number in zip(exps, of_experience, strict=True):
-        if not counted[number]:
-            leave_out(exp)
-        exp.advantages = exp.action_mask * values[number]
-        exp.returns = exp.advantages.clone()
+    number = torch.tensor(of_experience)
+    for position in (~in_loss[number]).nonzero().flatten().tolist():
+        leave_out(exps[position])
+    masks = [exp.action_mask for exp in exps]
+    lengths = [len(mask) for mask in masks]
+    flat = torch.cat(masks).float() * advantages.float()[number].repeat_interleave(torch.tensor(lengths))
+    # `from_numpy` gives a slice a storage of its own size; a torch view would take the whole batch into every pickle.
+    flat_advantages, flat_returns = flat.numpy(), flat.clone().numpy()
+    start = 0
+    for exp, length in zip(exps, lengths, strict=True):
+        end = start + length
+        exp.advantages = torch.from_numpy(flat_advantages[start:end])
+        exp.returns = torch.from_numpy(flat_returns[start:end])
+        start = end
 
 
 def leave_out(exp: Experience) -> None:
