@@ -71,8 +71,9 @@ def serve(
     keep: Annotated[int, typer.Option(min=2, help="Snapshots, and checkpoints, to keep for each run.")] = 2,
     max_rows: Annotated[int, typer.Option(min=1, help="Samples in one batch.")] = 256,
     graph_budget_mb: Annotated[
-        int, typer.Option(min=0, help="Memory for graphs kept between a forward and its backward.")
-    ] = 2048,
+        int | None,
+        typer.Option(min=0, help="Memory for graphs kept between forward and backward; by default a quarter of all."),
+    ] = None,
     api_key: Annotated[
         str | None,
         typer.Option(envvar="TRINITY_REC_API_KEY", help="What clients must send; theirs is TINKER_API_KEY, tml-…"),

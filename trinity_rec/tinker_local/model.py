@@ -1,6 +1,7 @@
 """The model that is served: loaded once from a Hugging Face directory, checked, and copied for whoever needs one."""
 
 import copy
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,6 +113,13 @@ def set_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
         raise RequestError("the saved weights do not fit the served model")
     for name, tensor in own.items():
         tensor.copy_(weights[name])
+
+
+def device_memory(device: torch.device) -> int:
+    """Bytes of memory that the device has."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _device(name: str) -> torch.device:

@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from trinity_rec.tinker_local import wire
 from trinity_rec.tinker_local.backend import Backend
 from trinity_rec.tinker_local.errors import RequestError, ServeError
-from trinity_rec.tinker_local.model import load
+from trinity_rec.tinker_local.model import device_memory, load
 from trinity_rec.tinker_local.weights import WeightStore
 
 LONG_POLL_SECONDS = 30.0  # the SDK's own timeout is 45
@@ -38,7 +38,7 @@ def serve(
     threads: int | None = None,
     keep: int = 2,
     max_rows: int = 256,
-    graph_budget_mb: int = 2048,
+    graph_budget_mb: int | None = None,
     api_key: str | None = None,
     ready: Callable[[str], None] | None = None,
 ) -> None:
@@ -54,7 +54,8 @@ def serve(
         keep: newest samplers, and newest checkpoints, that stay on disk for each training run; at least 2. What a
             client still samples from stays besides.
         max_rows: samples in one batch.
-        graph_budget_mb: memory for graphs kept between a forward and its backward, for each training run.
+        graph_budget_mb: memory for graphs kept between a forward and its backward, for each training run; by default
+            a quarter of the device's. What does not fit is computed twice.
         api_key: what clients must send as X-API-Key (the SDK's TINKER_API_KEY; it insists on a leading `tml-`).
         ready: called with the base URL once requests are accepted.
 
@@ -64,7 +65,7 @@ def serve(
     for name, value in {"threads": threads or 1, "max_rows": max_rows}.items():
         if value < 1:
             raise ServeError(f"{name} must be at least 1, got {value}")
-    if graph_budget_mb < 0:
+    if graph_budget_mb is not None and graph_budget_mb < 0:
         raise ServeError(f"graph_budget_mb must not be negative, got {graph_budget_mb}")
     if not _is_loopback(host) and not api_key:
         raise ServeError(f"listening on {host} lets other machines in: set an API key")
@@ -75,7 +76,9 @@ def serve(
     ):
         if threads is not None:
             torch.set_num_threads(threads)
-        backend = Backend(load(model_dir, device), store, max_rows, graph_budget_mb * 2**20)
+        served = load(model_dir, device)
+        budget = device_memory(served.device) / 4 if graph_budget_mb is None else graph_budget_mb * 2**20
+        backend = Backend(served, store, max_rows, budget)
         address = f"[{host}]" if ":" in host else host
         server = _Server(backend, api_key, lambda: ready and ready(f"http://{address}:{listener.getsockname()[1]}"))
         asyncio.run(server.serve(sockets=[listener]))

@@ -21,9 +21,9 @@ from trinity_rec.tinker_local.logprobs import hidden_states, pad, token_logprobs
 from trinity_rec.tinker_local.model import set_weights, weights_of
 from trinity_rec.tinker_local.stats import Stats
 
-# Padded tokens in one forward pass: on a CPU what its caches hold (1,000 to 4,000 are equally fast, 8,000 is slower),
-# elsewhere what keeps the device busy.
-MICRO_BATCH_TOKENS = {"cpu": 2048}
+# Padded tokens in one forward pass: on a CPU what its caches hold (1,000 to 4,000 are equally fast, 8,000 is slower;
+# few, so that a batch whose graphs do not all fit keeps some), elsewhere what keeps the device busy.
+MICRO_BATCH_TOKENS = {"cpu": 1024}
 MICRO_BATCH_TOKENS_ELSEWHERE = 16384
 
 
