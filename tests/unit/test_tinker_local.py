@@ -20,6 +20,7 @@ from trinity_rec.tinker_local.futures import Futures
 from trinity_rec.tinker_local.kv_cache import RaggedCache
 from trinity_rec.tinker_local.logprobs import hidden_states, token_logprobs
 from trinity_rec.tinker_local.model import ServedModel, load
+from trinity_rec.tinker_local.packing import rows_of
 from trinity_rec.tinker_local.stats import Stats
 from trinity_rec.tinker_local.streams import stream_keys, uniform
 from trinity_rec.tinker_local.training import AdamParams, Datum, TrainingRun
@@ -187,6 +188,55 @@ def test_without_any_weight_all_logprobs_are_wanted_and_the_gradient_is_zero(ser
     assert all((gradient == 0).all() for gradient in gradients(run))
     run.optim_step(ADAM)
     assert all(torch.equal(run.weights()[name], tensor) for name, tensor in served.base.state_dict().items())
+
+
+# ---- shared rows ----
+
+
+def group(prompt: int, responses: list[int], seed: int) -> list[Datum]:
+    """Responses to one prompt, with weights from the token that predicts the response on."""
+    generator = torch.Generator().manual_seed(seed)
+    start = torch.randint(3, VOCABULARY, (prompt,), generator=generator)
+    batch = []
+    for response in responses:
+        tokens = torch.cat([start, torch.randint(3, VOCABULARY, (response,), generator=generator)])
+        weights = torch.cat([torch.zeros(prompt - 1), torch.randn(response, generator=generator)])
+        batch.append(Datum(tokens[:-1], tokens[1:], weights))
+    return batch
+
+
+def test_responses_to_one_prompt_share_it_and_nothing_else_changes(served, monkeypatch):
+    batch = group(40, [7, 1, 19, 30], seed=0) + group(9, [50, 3], seed=1) + group(25, [12, 12, 12], seed=2)
+    batch = [batch[index] for index in torch.randperm(len(batch), generator=torch.Generator().manual_seed(0))]
+    outcomes = []
+    for limit in (0, 512):  # nothing shared, and as it is
+        monkeypatch.setattr("trinity_rec.tinker_local.packing.SHARED_ROW_TOKENS", limit)
+        stats = Stats()
+        run = TrainingRun(served.copy(), 1e12, stats)
+        forward = run.forward(batch)
+        logprobs, loss = run.forward_backward(batch)
+        outcomes.append((forward, logprobs, loss, gradients(run), stats.snapshot()))
+    alone, shared = outcomes
+    for theirs, ours in zip(alone[0] + alone[1], shared[0] + shared[1], strict=True):
+        assert torch.allclose(theirs, ours, atol=1e-5)
+    assert shared[2] == pytest.approx(alone[2], rel=1e-5)
+    for theirs, ours in zip(alone[3], shared[3], strict=True):
+        assert torch.allclose(theirs, ours, atol=1e-4 * float(theirs.abs().max()) + 1e-6)
+    assert shared[4]["forward_tokens"] == alone[4]["forward_tokens"]
+
+
+def test_a_shared_prompt_is_computed_once(served):
+    stats = Stats()
+    run = TrainingRun(served.copy(), 1e12, stats)
+    run.forward(group(60, [10] * 8, seed=3))
+    # The last token of a response is only ever a target.
+    assert stats.snapshot()["forward_positions"] == 60 + 8 * 9
+
+
+@pytest.mark.parametrize("prompt, responses", [(600, 20), (2, 60)], ids=["too long a row", "nothing to save"])
+def test_a_prompt_is_not_shared_where_that_costs_more(prompt, responses):
+    tokens = [torch.arange(prompt + responses)] * 4
+    assert [row.shared for row in rows_of(tokens, [prompt] * 4)] == [0] * 4
 
 
 # ---- snapshots ----

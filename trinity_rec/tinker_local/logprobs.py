@@ -11,13 +11,15 @@ from torch import Tensor, nn
 LOGITS_SLICE = 16 * 2**20  # logits held at a time: 64 MB in float32
 
 
-def hidden_states(model: nn.Module, ids: Tensor) -> Tensor:
+def hidden_states(model: nn.Module, ids: Tensor, positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
     """Last hidden states [batch, time, width] of right-padded token ids [batch, time].
 
     Under causal attention a token never sees what is to its right, so padding on the right needs no mask, and the
-    attention kernel may take its fast causal path. What comes out at padded positions is meaningless.
+    attention kernel may take its fast causal path. What comes out at padded positions is meaningless. Rows of another
+    kind (`packing`) bring their positions [batch, time] and attention mask bool [batch, 1, time, time].
     """
-    return model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    output = model.base_model(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False)
+    return output.last_hidden_state
 
 
 def pad(rows: list[Tensor], value: int = 0) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from trinity_rec.tinker_local.errors import RequestError
 from trinity_rec.tinker_local.logprobs import hidden_states, pad, token_logprobs
 from trinity_rec.tinker_local.model import set_weights, weights_of
+from trinity_rec.tinker_local.packing import Row, lay_out, rows_of
 from trinity_rec.tinker_local.stats import Stats
 
 # Padded tokens in one forward pass: on a CPU what its caches hold (1,000 to 4,000 are equally fast, 8,000 is slower;
@@ -53,16 +54,21 @@ class MicroBatch:
     """The forward pass of some sequences of a batch.
 
     Attributes:
-        members: their indices in the batch.
+        rows: how they are laid out.
         wanted: [members, longest], where logprobs were computed.
         logprobs: [wanted], with its graph if that is kept.
         graph_bytes: memory that the graph holds.
     """
 
-    members: list[int]
+    rows: list[Row]
     wanted: Tensor
     logprobs: Tensor
     graph_bytes: float = 0.0
+
+    @property
+    def members(self) -> list[int]:
+        """Their indices in the batch."""
+        return _members(self.rows)
 
 
 class TrainingRun:
@@ -93,8 +99,8 @@ class TrainingRun:
         key = _identity(batch)
         self._kept.pop(key, None)
         passes = self._kept[key] = []
-        for members in self._micro_batches(batch):
-            passes.append(self._pass(batch, members, keep=True))
+        for rows in self._micro_batches(batch):
+            passes.append(self._pass(batch, rows, keep=True))
         return _by_sequence(batch, passes)
 
     def forward_backward(self, batch: list[Datum]) -> tuple[list[Tensor], float]:
@@ -104,7 +110,7 @@ class TrainingRun:
             The logprobs as in `forward`, and the loss.
         """
         passes = self._kept.pop(_identity(batch), None) or [
-            MicroBatch(members, torch.empty(0), torch.empty(0)) for members in self._micro_batches(batch)
+            MicroBatch(rows, torch.empty(0), torch.empty(0)) for rows in self._micro_batches(batch)
         ]
         try:
             loss = self._backward(batch, passes)
@@ -163,14 +169,18 @@ class TrainingRun:
         """A graph is worth nothing once the weights have changed."""
         self._kept.clear()
 
-    def _micro_batches(self, batch: list[Datum]) -> list[list[int]]:
-        """Indices grouped so that sequences of like length share a pass and little of it is padding."""
+    def _micro_batches(self, batch: list[Datum]) -> list[list[Row]]:
+        """Rows of like length together, so that little of a pass is padding; shared ones apart, as they need a mask."""
         limit = MICRO_BATCH_TOKENS.get(self.device.type, MICRO_BATCH_TOKENS_ELSEWHERE)
-        groups: list[list[int]] = []
-        for index in sorted(range(len(batch)), key=lambda index: len(batch[index].tokens)):
-            if not groups or (len(groups[-1]) + 1) * len(batch[index].tokens) > limit:
+        prompts = [_prompt_length(datum.weights) for datum in batch]
+        groups: list[list[Row]] = []
+        for row in sorted(
+            rows_of([datum.tokens for datum in batch], prompts), key=lambda row: (row.shared > 0, row.length)
+        ):
+            last = groups[-1] if groups else []
+            if not last or (last[0].shared > 0) != (row.shared > 0) or (len(last) + 1) * row.length > limit:
                 groups.append([])
-            groups[-1].append(index)
+            groups[-1].append(row)
         return groups
 
     def _backward(self, batch: list[Datum], passes: list[MicroBatch]) -> float:
@@ -183,39 +193,37 @@ class TrainingRun:
                 step = kept
                 self.stats.add(graph_hits=1)
             else:
-                step = self._pass(batch, kept.members, keep=False, differentiate=bool(needed.any()))
+                step = self._pass(batch, kept.rows, keep=False, differentiate=bool(needed.any()))
                 self.stats.add(graph_misses=1)
             grad = -weights[step.wanted].to(self.device)
             loss += float(grad @ step.logprobs.detach())
             if needed.any():
                 with self.stats.timed("backward", backward_tokens=_tokens(batch, step.members)):
                     step.logprobs.backward(grad)
-            passes[index] = MicroBatch(step.members, step.wanted, step.logprobs.detach())  # lets the graph go
+            passes[index] = MicroBatch(step.rows, step.wanted, step.logprobs.detach())  # lets the graph go
         return loss
 
-    def _pass(self, batch: list[Datum], members: list[int], keep: bool, differentiate: bool = True) -> MicroBatch:
+    def _pass(self, batch: list[Datum], rows: list[Row], keep: bool, differentiate: bool = True) -> MicroBatch:
         """Forward some sequences; with `keep`, with a graph only as far as the budget goes."""
-        rows = [batch[member] for member in members]
-        tokens = pad([row.tokens for row in rows])
-        targets = pad([row.targets for row in rows])
-        wanted = pad([_wanted(row.weights) for row in rows]).bool()
+        members = _members(rows)
+        layout = lay_out([datum.tokens for datum in batch], rows)
+        targets = pad([batch[member].targets for member in members])
+        wanted = pad([_wanted(batch[member].weights) for member in members]).bool()
+        places = pad(layout.places)[wanted]
         measure = nullcontext()
         if keep:
-            differentiate = self._make_room(self._bytes_per_token * tokens.numel())
-            if differentiate and tokens.shape[1] > self._measured_length:
-                measure = self._measure_graph(tokens)
-        with (
-            self.stats.timed("forward", forward_tokens=_tokens(batch, members), forward_passes=1),
-            torch.set_grad_enabled(differentiate),
-            measure,
-        ):
-            hidden = hidden_states(self.model, tokens.to(self.device))
-            where = wanted.to(self.device)
-            logprobs = token_logprobs(self.model, hidden[where], targets.to(self.device)[where])
-        graph_bytes = self._bytes_per_token * tokens.numel() if keep and differentiate else 0.0
+            differentiate = self._make_room(self._bytes_per_token * layout.ids.numel())
+            if differentiate and layout.ids.shape[1] > self._measured_length:
+                measure = self._measure_graph(layout.ids)
+        work = {"forward_tokens": _tokens(batch, members), "forward_positions": layout.ids.numel(), "forward_passes": 1}
+        with self.stats.timed("forward", **work), torch.set_grad_enabled(differentiate), measure:
+            inputs = (part if part is None else part.to(self.device) for part in layout.inputs)
+            hidden = hidden_states(self.model, *inputs).flatten(0, 1)
+            logprobs = token_logprobs(self.model, hidden[places.to(self.device)], targets[wanted].to(self.device))
+        graph_bytes = self._bytes_per_token * layout.ids.numel() if keep and differentiate else 0.0
         if graph_bytes > self.graph_budget:  # only known after the first measurement
-            return MicroBatch(members, wanted, logprobs.detach())
-        return MicroBatch(members, wanted, logprobs, graph_bytes)
+            return MicroBatch(rows, wanted, logprobs.detach())
+        return MicroBatch(rows, wanted, logprobs, graph_bytes)
 
     def _make_room(self, graph_bytes: float) -> bool:
         """Whether another graph of the newest batch fits, once those of older batches had to go."""
@@ -257,6 +265,16 @@ def _wanted(weights: Tensor) -> Tensor:
     """From the first weight on; everywhere if there is none."""
     weighted = weights != 0
     return weighted.cumsum(0) > 0 if weighted.any() else torch.ones_like(weighted)
+
+
+def _prompt_length(weights: Tensor) -> int:
+    """Tokens up to and with the one that predicts the first target with a weight; 0 if none has one."""
+    weighted = (weights != 0).nonzero()
+    return int(weighted[0]) + 1 if len(weighted) else 0
+
+
+def _members(rows: list[Row]) -> list[int]:
+    return [member for row in rows for member in row.members]
 
 
 def _tokens(batch: list[Datum], members: list[int]) -> int:
