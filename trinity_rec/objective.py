@@ -55,8 +55,8 @@ class Objective:
         epsilon_low_prime, epsilon_high_prime: the outer bounds of "ring", at least as wide as the clip range.
         loss_agg_mode: the average n. None takes "seq-mean-token-mean" with "gspo-one-side" and "token-mean" otherwise,
             as upstream's `rec` does; "seq-mean-token-sum-norm" is verl's: "seq-mean-token-sum" over loss_scale_factor.
-        loss_scale_factor: a count of tokens for "seq-mean-token-sum-norm", the same for every response. None takes the
-            response dimension of each call, which on verl differs between micro-batches.
+        loss_scale_factor: a count of tokens, the same for every response; "seq-mean-token-sum-norm" needs it (verl's
+            own default, the padded length, differs between micro-batches and backends).
         metrics: "basic" (loss, clip fraction, KL) or "full"; see `_metrics`.
         compile: compile the loss by `torch.compile`, once for all shapes; the first call takes seconds.
             Where that cannot work (without a C++ compiler, say) there is one warning, and the loss runs as it is.
@@ -111,6 +111,11 @@ class Objective:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not greater than 0")
         if self.regularizer_coef < 0:
             raise ValueError(f"regularizer_coef={self.regularizer_coef!r} is negative")
+        if self.loss_agg_mode == "seq-mean-token-sum-norm" and self.loss_scale_factor is None:
+            raise ValueError(
+                "loss_scale_factor=None: loss_agg_mode 'seq-mean-token-sum-norm' divides by it, so it must be a number: "
+                "the longest response's tokens, say"
+            )
         if self.clip_mode == "ring":
             for inner, outer in (
                 ("epsilon_low", "epsilon_low_prime"),
@@ -183,7 +188,7 @@ class Objective:
             count = torch.as_tensor(len(tokens) if global_batch_size is None else global_batch_size)
         scale = dp_size / count.to(tokens).clamp(min=1).reshape(1)
         if self.loss_agg_mode == "seq-mean-token-sum-norm":
-            scale = scale / (self.loss_scale_factor or max(length, 1))
+            scale = scale / self.loss_scale_factor
         if self.loss_agg_mode == "seq-mean-token-mean":
             scale = scale / tokens.clamp(min=1)
         return scale

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-from transformers import Qwen2Config
 from trinity.algorithm import ADVANTAGE_FN, ALGORITHM_TYPE, POLICY_LOSS_FN, SAMPLE_STRATEGY
 from trinity.common.config import load_config
 
+from tests.tiny_model import make_tiny_model
 from trinity_rec.commands.check import check
 from trinity_rec.commands.document import Document
 from trinity_rec.commands.rewrite import switch
@@ -124,16 +124,7 @@ MONITORS = {
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("model")
-    Qwen2Config(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-    ).save_pretrained(path)
-    return path
+    return make_tiny_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(autouse=True)

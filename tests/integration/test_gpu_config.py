@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-from transformers import Qwen2Config
 from trinity.algorithm import ADVANTAGE_FN, ALGORITHM_TYPE, POLICY_LOSS_FN
 from trinity.common.config import load_config
 from trinity.common.constants import SyncMethod
+
+from tests.tiny_model import make_tiny_model
 
 EXAMPLE = Path(__file__).parents[2] / "examples/rec_gsm8k/gsm8k.yaml"
 
@@ -15,15 +16,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples/rec_gsm8k/gsm8k.yaml"
 @pytest.fixture
 def config(tmp_path, monkeypatch):
     """The example as a user loads it, with a small model, two problems and a folder of its own."""
-    model = tmp_path / "model"
-    Qwen2Config(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-    ).save_pretrained(model)
+    model = make_tiny_model(tmp_path / "model")
     tasks = tmp_path / "gsm8k"
     tasks.mkdir()
     for split in ("train", "test"):

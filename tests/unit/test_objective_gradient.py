@@ -71,7 +71,7 @@ def paper_form(objective, logprob, old_logprob, mask, advantages, sample_weight=
                 "token-mean": 1 / max(np.count_nonzero(mask), 1),
                 "seq-mean-token-sum": 1 / len(logprob),
                 "seq-mean-token-mean": 1 / len(logprob) / len(tokens),
-                "seq-mean-token-sum-norm": 1 / len(logprob) / (arguments["loss_scale_factor"] or logprob.shape[1]),
+                "seq-mean-token-sum-norm": 1 / len(logprob) / (arguments["loss_scale_factor"] or np.nan),
             }[arguments["loss_agg_mode"]]
             n *= 1 if sample_weight is None else sample_weight[i]
             gradient[i, t] = n * (-m * weight * advantage + pull)
@@ -164,6 +164,8 @@ def objectives(draw):
     clip_mode = draw(st.sampled_from(CLIP_MODES))
     epsilon_low = draw(st.floats(1e-4, 1.0))
     epsilon_high = draw(st.floats(1e-4, 3.0))
+    loss_agg_mode = draw(st.sampled_from((None, *LOSS_AGG_MODES)))
+    factors = (7.0, 1024) if loss_agg_mode == "seq-mean-token-sum-norm" else (None, 7.0)
     return Objective(
         clip_mode=clip_mode,
         weight=draw(st.sampled_from(WEIGHTS)),
@@ -174,8 +176,8 @@ def objectives(draw):
         epsilon_high=epsilon_high,
         epsilon_low_prime=draw(st.floats(epsilon_low, 1.0)),
         epsilon_high_prime=draw(st.floats(epsilon_high, 4.0)),
-        loss_agg_mode=draw(st.sampled_from((None, *LOSS_AGG_MODES))),
-        loss_scale_factor=draw(st.sampled_from((None, 7.0, 1024))),
+        loss_agg_mode=loss_agg_mode,
+        loss_scale_factor=draw(st.sampled_from(factors)),
         metrics=draw(st.sampled_from(("basic", "full"))),
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import textwrap
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from rich.table import Table
 
 from trinity_rec.commands import arguments
 from trinity_rec.commands.effective import GROUP_SIZE, as_section, effective
+from trinity_rec.commands.notation import readable
 from trinity_rec.commands.terminal import complete_preset, preset_named, print_json, print_table, stdout
 from trinity_rec.presets import PRESETS, Preset
 
@@ -196,25 +196,6 @@ def scalar(value: Any) -> str:
     import yaml
 
     return yaml.safe_dump(value, width=10_000).removesuffix("...\n").rstrip("\n")
-
-
-_NOTATION = (
-    (r"1\{", "𝟙{"),  # noqa: RUF001
-    (r"\bgrad log pi\b", "∇log π"),
-    (r"\brho\b", "ρ"),  # noqa: RUF001
-    (r"\beps'_", "ε'_"),
-    (r"\beps_", "ε_"),
-    (r"\bsum\b", "Σ"),
-    (r">=", "≥"),
-    (r"<=", "≤"),
-)
-
-
-def readable(gradient: str) -> str:
-    """A gradient of the preset table in the paper's symbols."""
-    for pattern, symbol in _NOTATION:
-        gradient = re.sub(pattern, symbol, gradient)
-    return gradient
 
 
 def _unicode_works() -> bool:

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from trinity_rec.commands import arguments
-from trinity_rec.commands.catalogue import readable
+from trinity_rec.commands.notation import readable
 from trinity_rec.commands.terminal import print_json
 from trinity_rec.presets import PRESETS
 

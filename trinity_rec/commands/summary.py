@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trinity_rec.commands import arguments
-from trinity_rec.commands.catalogue import readable, scalar
+from trinity_rec.commands.catalogue import scalar
+from trinity_rec.commands.notation import readable
 from trinity_rec.commands.translate import ADVANTAGE_ARGS, LOSS_ARGS, MODES, nearest_preset
 from trinity_rec.presets import PRESETS, Preset
 
