@@ -46,12 +46,13 @@ def experiences(count: int, group: int, tokens: int) -> list[Experience]:
 def measure(name: str, count: int, group: int, tokens: int, rounds: int) -> dict[str, Any]:
     """One row: seconds of both, and the ratio by round."""
     ours, theirs = SETTINGS[name]
-    batch = experiences(count, group, tokens)
     functions = {
         "upstream": ADVANTAGE_FN.get("rec")(**theirs),
         "ours": ADVANTAGE_FN.get("trinity_rec.RECAdvantage")(**ours),
     }
-    runs = {who: lambda function=function: function.process(batch) for who, function in functions.items()}
+    # Each has experiences of its own: what one has written is not the other's to free.
+    batches = {who: experiences(count, group, tokens) for who in functions}
+    runs = {who: lambda who=who: functions[who].process(batches[who]) for who in functions}
     seconds = alternate(runs, rounds)
     return {
         "setting": name,

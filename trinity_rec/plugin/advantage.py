@@ -11,6 +11,7 @@ from numbers import Real
 from operator import attrgetter
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from trinity.algorithm.advantage_fn.advantage_fn import AdvantageFn
@@ -23,6 +24,9 @@ DROPS = (None, "balance")
 DROP_FORMS = ("zero", "exclude")
 REWEIGHTS = (None, "adaptive")
 PAIRWISE = (None, *shaping.PAIRWISE_WEIGHTS)
+
+# Experiences written back at a time: few enough for the caches, many enough to pay for the calls.
+_CHUNK = 1024
 
 
 @dataclass
@@ -210,17 +214,22 @@ def _write_back(exps: Sequence[Experience], of_experience: list[int], advantages
     number = torch.tensor(of_experience)
     for position in (~in_loss[number]).nonzero().flatten().tolist():
         leave_out(exps[position])
-    masks = [exp.action_mask for exp in exps]
-    lengths = [len(mask) for mask in masks]
-    flat = torch.cat(masks).float() * advantages.float()[number].repeat_interleave(torch.tensor(lengths))
-    # `from_numpy` gives a slice a storage of its own size; a torch view would take the whole batch into every pickle.
-    flat_advantages, flat_returns = flat.numpy(), flat.clone().numpy()
-    start = 0
-    for exp, length in zip(exps, lengths, strict=True):
-        end = start + length
-        exp.advantages = torch.from_numpy(flat_advantages[start:end])
-        exp.returns = torch.from_numpy(flat_returns[start:end])
-        start = end
+    values = advantages.float()[number].numpy()
+    for first in range(0, len(exps), _CHUNK):
+        chunk = exps[first : first + _CHUNK]
+        masks = [exp.action_mask for exp in chunk]
+        lengths = [mask.numel() for mask in masks]
+        flat_advantages = np.repeat(values[first : first + _CHUNK], lengths)
+        flat_advantages *= torch.cat(masks).float().numpy()
+        flat_returns = flat_advantages.copy()
+        # numpy's slices: `from_numpy` gives each a storage of its own size, where a torch view would take the whole
+        # chunk into every pickle.
+        start = 0
+        for exp, length in zip(chunk, lengths, strict=True):
+            end = start + length
+            exp.advantages = torch.from_numpy(flat_advantages[start:end])
+            exp.returns = torch.from_numpy(flat_returns[start:end])
+            start = end
 
 
 def leave_out(exp: Experience) -> None:
