@@ -15,7 +15,7 @@ help:
 	@echo "make quickstart  train a small model on this machine, from nothing, and report its accuracy before and after"
 	@echo "make venv        make $(VENV) with everything that the tests, the lab and the benchmarks need"
 	@echo "make test        make venv, then lint, then every test"
-	@echo "make lint        ruff check and ruff format --check"
+	@echo "make lint        ruff check, ruff format --check and mypy"
 	@echo "make clean       remove $(VENV) and the caches (runs/ stays)"
 
 $(BIN)/python:
@@ -37,9 +37,10 @@ quickstart: $(RUNTIME)
 lint: $(ALL)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 test: lint
 	$(BIN)/pytest
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist

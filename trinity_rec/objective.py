@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cache
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -135,9 +136,9 @@ class Objective:
         advantages: Tensor,
         *,
         sample_weight: Tensor | None = None,
-        batch_num_tokens: int | None = None,
-        global_batch_size: int | None = None,
-        dp_size: int = 1,
+        batch_num_tokens: int | Tensor | None = None,
+        global_batch_size: int | Tensor | None = None,
+        dp_size: int | Tensor = 1,
     ) -> tuple[Tensor, dict[str, float]]:
         """The loss of a batch or a micro-batch, differentiable once with respect to `logprob`.
 
@@ -251,6 +252,7 @@ def _terms(
     old_logprob: Tensor,
     mask: Tensor,
     advantages: Tensor,
+    *,
     out: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The gradient of some responses, and the sums over each response's tokens that loss and metrics are made of.
@@ -275,7 +277,9 @@ def _terms(
 
     full = objective.metrics == "full"
     by_sequence = objective.clip_mode == "gspo-one-side"
-    ratio = sequence_ratio = keep = None
+    keep = None
+    ratio: Any = None  # a tensor, as the next, where it is read
+    sequence_ratio: Any = None
     if full or objective.weight == "importance_sampling" or objective.clip_mode in ("one-side", "two-side", "ring"):
         ratio = log_ratio.clamp(max=_LARGEST_LOG_RATIO).exp_()
     if by_sequence or objective.weight == "gspo_importance_sampling":
@@ -339,6 +343,7 @@ def _evaluate(
     objective: Objective, logprob: Tensor, old_logprob: Tensor, mask: Tensor, advantages: Tensor, wanted: bool
 ) -> tuple[Tensor | None, dict[str, Tensor]]:
     """`_terms` of the whole batch: the gradient over -n, where it is wanted, and the sums in float64, [batch] each."""
+    ascent: Any  # a tensor, or None where it is not wanted
     result = _compiled(objective)(logprob, old_logprob, mask, advantages) if objective.compile else None
     if result is not None:
         ascent, sums = result

@@ -72,7 +72,7 @@ class RECAdvantage(AdvantageFn, ExperienceOperator):
                 raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(map(str, allowed))}")
         for name, least in (("epsilon", 0), ("pairwise_temp", 1e-9), ("reweight_floor", 1e-9)):
             value = getattr(self, name)
-            if not isinstance(value, Real) or isinstance(value, bool) or not least <= value < math.inf:
+            if not isinstance(value, Real) or isinstance(value, bool) or not least <= float(value) < math.inf:
                 raise ValueError(f"{name}={value!r} is not a number of at least {least}")
         if not isinstance(self.seed, int) or isinstance(self.seed, bool):
             raise ValueError(f"seed={self.seed!r} is not an integer")
@@ -179,7 +179,10 @@ class _Responses:
 
         groups: dict[tuple, int] = {}
         index: dict[tuple, int] = {}
-        group, rewards, last_step, of_experience = [], [], [], []
+        group: list[int] = []
+        rewards: list[float] = []
+        last_step: list[int] = []
+        of_experience: list[int] = []
         for position, (exp, (batch, task, run, step)) in enumerate(zip(exps, steps, strict=True)):
             key = (batch, task, position if unnumbered and (batch, task) in unnumbered else run)
             number = index.setdefault(key, len(index))

@@ -159,6 +159,10 @@ def _let_loss_normalise(config: Config) -> None:
         )
 
 
+# Typed as what makes classes: a metaclass of Trinity's, which says nothing of what it returns.
+_METACLASS: Any = type(PresetAlgorithm)
+
+
 @cache
 def algorithm_class(name: str, *, use_reference: bool) -> type[PresetAlgorithm]:
     """The `AlgorithmType` of a preset, or its twin for which Trinity loads and runs a reference model.
@@ -171,7 +175,7 @@ def algorithm_class(name: str, *, use_reference: bool) -> type[PresetAlgorithm]:
     """
     preset = PRESETS[name]
     class_name = f"{name}_with_reference" if use_reference else name
-    return type(PresetAlgorithm)(
+    return _METACLASS(
         class_name,
         (PresetAlgorithm,),
         {
@@ -185,4 +189,4 @@ def algorithm_class(name: str, *, use_reference: bool) -> type[PresetAlgorithm]:
 
 def plain_class(name: str) -> type[PresetAlgorithm]:
     """A preset's class for registration by its plain name; its own class, as Trinity names a class only once."""
-    return type(PresetAlgorithm)(name, (algorithm_class(name, use_reference=False),), {"__module__": "trinity_rec"})
+    return _METACLASS(name, (algorithm_class(name, use_reference=False),), {"__module__": "trinity_rec"})

@@ -39,7 +39,7 @@ class RECPolicyLoss(PolicyLossFn):
         # A column that the batch lacks is a KeyError on verl; its legacy trainer (verl < 0.8) ships no normalisers.
         self._select_keys = [*columns, *(_NORMALISERS if _ships_normalisers(backend) else ())]
 
-    def __call__(  # type: ignore[override]
+    def __call__(
         self,
         logprob: Tensor,
         old_logprob: Tensor,

@@ -214,7 +214,7 @@ class StalenessSampleStrategy(RECSampleStrategy):
     @classmethod
     def check_arguments(cls, **args: Any) -> None:
         decay, limit = args["decay"], args["max_staleness"]
-        if not isinstance(decay, Real) or isinstance(decay, bool) or not 0 < decay <= 1:
+        if not isinstance(decay, Real) or isinstance(decay, bool) or not 0 < float(decay) <= 1:
             raise ValueError(f"decay={decay!r} is not in (0, 1]")
         if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 0):
             raise ValueError(f"max_staleness={limit!r} is not a whole number of at least 0, or null")
