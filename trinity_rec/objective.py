@@ -114,8 +114,8 @@ class Objective:
             raise ValueError(f"regularizer_coef={self.regularizer_coef!r} is negative")
         if self.loss_agg_mode == "seq-mean-token-sum-norm" and self.loss_scale_factor is None:
             raise ValueError(
-                "loss_scale_factor=None: loss_agg_mode 'seq-mean-token-sum-norm' divides by it, so it must be a number: "
-                "the longest response's tokens, say"
+                "loss_scale_factor=None: loss_agg_mode 'seq-mean-token-sum-norm' divides by it, so it must be a "
+                "number, the longest response's tokens say"
             )
         if self.clip_mode == "ring":
             for inner, outer in (
@@ -171,7 +171,7 @@ class Objective:
         wanted = logprob.requires_grad and torch.is_grad_enabled()
         with torch.no_grad():
             ascent, sums = _evaluate(self, logprob.detach(), old_logprob, mask.to(torch.bool), advantages, wanted)
-            scale = self._scale(sums["tokens"], logprob.shape[-1], batch_num_tokens, global_batch_size, dp_size)
+            scale = self._scale(sums["tokens"], batch_num_tokens, global_batch_size, dp_size)
             if sample_weight is not None:
                 scale = scale * sample_weight.to(scale).flatten()
             sums["policy"] *= -scale
@@ -181,7 +181,7 @@ class Objective:
             loss = _WithGradient.apply(logprob, loss, ascent, -scale.to(loss.dtype).unsqueeze(-1))
         return loss, _metrics(self, sums)
 
-    def _scale(self, tokens, length, batch_num_tokens, global_batch_size, dp_size) -> Tensor:
+    def _scale(self, tokens, batch_num_tokens, global_batch_size, dp_size) -> Tensor:
         """n, [batch] or [1]: what a token of each response counts in the average; `tokens` is float64, [batch]."""
         if self.loss_agg_mode == "token-mean":
             count = tokens.sum() if batch_num_tokens is None else torch.as_tensor(batch_num_tokens)

@@ -29,7 +29,7 @@ from trinity_rec.objective import Objective
         ({"epsilon_high": True}, ["epsilon_high=True", "finite number"]),
         ({"epsilon_high_prime": -1}, ["epsilon_high_prime=-1", "greater than 0"]),
         ({"loss_scale_factor": 0}, ["loss_scale_factor=0", "greater than 0"]),
-        ({"loss_agg_mode": "seq-mean-token-sum-norm"}, ["loss_scale_factor=None", "must be a number"]),
+        ({"loss_agg_mode": "seq-mean-token-sum-norm"}, ["loss_scale_factor=None", "so it must be a"]),
         (
             {"clip_mode": "ring", "epsilon_low": 0.7, "epsilon_low_prime": 0.6},
             ["epsilon_low_prime=0.6", "epsilon_low=0.7", "enclose"],
