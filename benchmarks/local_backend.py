@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -40,6 +39,7 @@ from side_by_side import machine, ratio, write_json
 from tinker import types
 from transformers import AutoTokenizer
 from trinity.common.rewards.reward_fn import RewardFn
+from turns import Worker, WorkerError
 
 import trinity_rec
 from trinity_rec.launch import LaunchError, Session, signals_as_exit
@@ -76,36 +76,10 @@ class Setting:
         ]
 
 
-class Trl:
-    """GRPOTrainer in its own interpreter; makes a step when asked."""
-
-    def __init__(self, interpreter: Path, setting: Setting, bf16: bool, accumulate: int, log: Path) -> None:
-        config = asdict(setting) | {"prompts": setting.prompts(), "bf16": bf16, "accumulate": accumulate}
-        self._log = log
-        with log.open("w") as errors:
-            self._process = subprocess.Popen(
-                [str(interpreter), str(WORKER), json.dumps(config)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-                bufsize=1,
-            )
-
-    def step(self) -> Step:
-        try:
-            self._process.stdin.write("step\n")
-            line = self._process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        if not line:
-            lines = self._log.read_text().strip().splitlines() or ["no output"]
-            raise LaunchError(f"TRL stopped: {lines[-1]}")
-        return json.loads(line)
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
+def start_trl(interpreter: Path, setting: Setting, bf16: bool, accumulate: int, log: Path) -> Worker:
+    """GRPOTrainer in its own interpreter."""
+    order = asdict(setting) | {"prompts": setting.prompts(), "bf16": bf16, "accumulate": accumulate}
+    return Worker([str(interpreter), str(WORKER), json.dumps(order)], log)
 
 
 class Ours:
@@ -218,7 +192,7 @@ class SpreadReward(RewardFn):
         return {"spread": len(response) % 7 / 7}
 
 
-def side_by_side_steps(ours: Ours, trl: Trl | None, rounds: int, console: Console) -> dict[str, list[Step]]:
+def side_by_side_steps(ours: Ours, trl: Worker | None, rounds: int, console: Console) -> dict[str, list[Step]]:
     """Steps of each in turn, after one that warms both up."""
     steps: dict[str, list[Step]] = defaultdict(list)
     with console.status("warming up") as status:
@@ -317,7 +291,7 @@ def show(setting: Setting, summary: dict[str, Any]) -> Table:
         title=f"{Path(setting.model).name}: {setting.problems} x {setting.group} responses of up to "
         f"{setting.max_tokens} tokens, {setting.threads} thread(s); medians"
     )
-    for heading in ("", "ours", "TRL", "ours / TRL (min-max)"):
+    for heading in ("", "ours", "TRL", "ours / TRL"):
         table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     trl = summary.get("trl", {})
     for clock, of in (("", "wall clock"), ("_cpu", "CPU time")):
@@ -392,7 +366,7 @@ def main(
             setting = Setting(str(model.resolve()), *chosen, threads=threads)
             with Session(folder / "logs") as session:
                 session.start_server(model.resolve(), root=folder / "weights", threads=threads)
-                contestant = Trl(trl, setting, bf16, accumulate, folder / "trl.log") if trl else None
+                contestant = start_trl(trl, setting, bf16, accumulate, folder / "trl.log") if trl else None
                 try:
                     row: dict[str, Any] = {"setting": asdict(replace(setting, model=model.name)), "trl_bf16": bf16}
                     row |= summarise(side_by_side_steps(Ours(session, setting), contestant, rounds, console))
@@ -409,6 +383,8 @@ def main(
                     if contestant is not None:
                         contestant.close()
         write_json(json_file, [row])
+    except WorkerError as error:
+        sys.exit(f"error: TRL stopped: {error}")
     except LaunchError as error:
         sys.exit(f"error: {error}")
 

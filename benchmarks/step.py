@@ -15,7 +15,6 @@ import json
 import os
 import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -28,6 +27,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 from side_by_side import machine, ratio, write_json
+from turns import Worker, WorkerError
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -183,41 +183,15 @@ def peak_rss() -> int:
 # ---- the process that compares ----
 
 
-class Contestant:
-    """A worker in a process of its own; makes a step when asked."""
-
-    def __init__(self, setting: Setting, algorithm_type: str, log: Path) -> None:
-        self._log = log
-        with log.open("w") as errors:
-            self._process = subprocess.Popen(
-                [sys.executable, __file__, json.dumps(asdict(setting) | {"algorithm_type": algorithm_type})],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-                bufsize=1,
-                env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(setting.threads)},
-            )
-
-    def step(self) -> dict[str, float]:
-        try:
-            self._process.stdin.write("step\n")
-            line = self._process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        if not line:
-            lines = self._log.read_text().strip().splitlines() or ["no output"]
-            sys.exit(f"error: the worker stopped: {lines[-1]}")
-        return json.loads(line)
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
+def start(setting: Setting, algorithm_type: str, log: Path) -> Worker:
+    order = json.dumps(asdict(setting) | {"algorithm_type": algorithm_type})
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(setting.threads)}
+    return Worker([sys.executable, __file__, order], log, env)
 
 
 def measure(setting: Setting, rounds: int, folder: Path) -> dict[str, Any]:
     """Medians of each contestant after a step that warms up, and ratios round by round."""
-    workers = {name: Contestant(setting, kind, folder / f"{name}.log") for name, kind in CONTESTANTS.items()}
+    workers = {name: start(setting, kind, folder / f"{name}.log") for name, kind in CONTESTANTS.items()}
     try:
         made: dict[str, list[dict[str, float]]] = {name: [] for name in workers}
         for _ in range(rounds + 1):
@@ -248,9 +222,9 @@ def show(row: dict[str, Any]) -> Table:
         title=f"{setting['model']}: {setting['responses']} responses of {setting['prompt']} + {setting['response']} "
         f"tokens, {setting['threads']} thread(s); medians"
     )
-    for heading in ("", "rec_oneside_nois", "upstream rec", "ours / upstream (min-max)", "reference's share"):
+    for heading in ("", "ours", "upstream", "ours / upstream", "reference"):
         table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
-    for clock, label in (("", "step, seconds of wall clock"), ("_cpu", "step, seconds of CPU")):
+    for clock, label in (("", "step, s of wall clock"), ("_cpu", "step, s of CPU")):
         found, share = row[f"step_over_upstream{clock}"], row[f"reference_share{clock}"]
         table.add_row(
             label,
@@ -259,7 +233,7 @@ def show(row: dict[str, Any]) -> Table:
             f"{found['median']:.2f} ({found['min']:.2f}-{found['max']:.2f})",
             f"{share['median']:.0%}",
         )
-    saved = f"{row['peak_bytes_saved'] / 2**20:.0f} MB less; the model has {row['model_bytes'] / 2**20:.0f}"
+    saved = f"{row['peak_bytes_saved'] / 2**20:.0f} less, model {row['model_bytes'] / 2**20:.0f}"
     peaks = [f"{row[name]['peak_bytes'] / 2**20:.0f}" for name in CONTESTANTS]
     table.add_row("peak memory, MB", *peaks, saved, "")
     return table
@@ -282,7 +256,10 @@ def main(
         folder = Path(name)
         if model is None:
             model = make_tiny_model(folder / "qwen2-0.8M", width=128, layers=5)
-        row = measure(Setting(str(model.resolve()), responses, prompt, response, threads), rounds, folder)
+        try:
+            row = measure(Setting(str(model.resolve()), responses, prompt, response, threads), rounds, folder)
+        except WorkerError as error:
+            sys.exit(f"error: a worker stopped: {error}")
     console = Console()
     console.print(f"{machine()}")
     console.print(show(row))

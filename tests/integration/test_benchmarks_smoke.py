@@ -1,0 +1,40 @@
+"""The benchmarks run and write what docs/performance.md reads off them; how fast they are is not for a test to say."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def run(name: str, out: Path) -> dict:
+    """The JSON of a quick run."""
+    command = [sys.executable, str(BENCHMARKS / name), "--quick", "--json", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    return json.loads(out.read_text())
+
+
+@pytest.mark.slow
+def test_a_step_without_a_reference_model_is_compared_with_one(tmp_path):
+    found = run("step.py", tmp_path / "step.json")
+    (row,) = found["rows"]
+    assert found["machine"]["cores"] >= 1
+    assert row["ours"]["reference_cpu"] < 0.1 * row["upstream"]["reference_cpu"], "only upstream runs a reference"
+    assert {"min", "median", "max"} == row["step_over_upstream_cpu"].keys() == row["reference_share_cpu"].keys()
+    assert row["ours"]["peak_bytes"] > 0 and row["model_bytes"] > 0
+
+
+@pytest.mark.slow
+def test_the_local_backend_makes_steps_and_says_where_their_time_goes(tmp_path):
+    pytest.importorskip("tinker", reason="the Tinker SDK needs Python 3.11")
+    (row,) = run("local_backend.py", tmp_path / "local_backend.json")["rows"]
+    ours = row["ours"]
+    assert ours["generated_tokens"] > 0
+    assert ours["server_optim_steps"] == ours["server_saves"] == 1
+    assert ours["sample"] + ours["train"] + ours["sync"] == pytest.approx(ours["step"], rel=0.2)
+    assert {"sample_tokens_a_second", "train_tokens_a_second_cpu", "server_generate_seconds"} <= ours.keys()
