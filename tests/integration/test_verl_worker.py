@@ -113,9 +113,9 @@ def worker(model_dir):
         actor = TrinityActorRolloutRefWorker(config=build_verl_config(config), role="actor")
         actor.init_model()
 
-        def train(max_tokens: int, **algorithm) -> dict:
+        def train(max_tokens: int, left_out: tuple[int, ...] = (), **algorithm) -> dict:
             actor.set_trinity_config(config_of(**algorithm).algorithm, "vllm", "tests")
-            data = left_right_2_no_padding(TensorDict({key: x.clone() for key, x in rollouts.items()}, batch_size=size))
+            data = left_right_2_no_padding(TensorDict(masked(rollouts, left_out), batch_size=size))
             tensordict_utils.assign_non_tensor(
                 data,
                 calculate_entropy=False,
@@ -140,9 +140,17 @@ def gradient_norm(metrics: dict) -> float:
     return float(values[0] if isinstance(values, list) else values)
 
 
-def expected_norm(model_dir: Path, objective: Objective) -> float:
+def masked(data: dict[str, torch.Tensor], left_out: tuple[int, ...]) -> dict[str, torch.Tensor]:
+    """A copy in which some responses are out of the loss, in their places, as a sample strategy leaves them."""
+    data = {key: x.clone() for key, x in data.items()}
+    data["response_mask"][list(left_out)] = False
+    return data
+
+
+def expected_norm(model_dir: Path, objective: Objective, left_out: tuple[int, ...] = ()) -> float:
     """The norm of the whole batch's gradient by plain transformers, without verl."""
     model, data = model_and_batch(model_dir)
+    data = masked(data, left_out)
     model.zero_grad()
     loss, _ = objective(logprobs(model, data), data["old_log_probs"], data["response_mask"], data["advantages"])
     loss.backward()
@@ -163,6 +171,14 @@ def test_one_micro_batch_gives_the_same_gradient(worker, model_dir):
     assert gradient_norm(whole) == pytest.approx(expected, rel=1e-4)
     assert {"actor/pg_loss", "actor/pg_clipfrac", "actor/kl_k1"} <= whole.keys()
     assert "actor/kl_loss" not in whole
+
+
+def test_a_response_that_is_left_out_keeps_its_place_without_effect(worker, model_dir):
+    objective = Objective(**PRESETS["rep_opmd"].policy_loss)
+    expected = expected_norm(model_dir, objective, left_out=(1, 3))
+    assert expected != pytest.approx(expected_norm(model_dir, objective), rel=1e-2)
+    metrics = worker(max_tokens=12, left_out=(1, 3), algorithm_type="trinity_rec.rep_opmd")
+    assert gradient_norm(metrics) == pytest.approx(expected, rel=1e-4)
 
 
 def test_upstreams_gradient_depends_on_the_micro_batches(worker):
