@@ -21,6 +21,7 @@ from trinity_rec.tinker_local.kv_cache import RaggedCache
 from trinity_rec.tinker_local.logprobs import hidden_states, token_logprobs
 from trinity_rec.tinker_local.model import ServedModel, load
 from trinity_rec.tinker_local.packing import rows_of
+from trinity_rec.tinker_local.sampling import pick
 from trinity_rec.tinker_local.stats import Stats
 from trinity_rec.tinker_local.streams import stream_keys, uniform
 from trinity_rec.tinker_local.training import AdamParams, Datum, TrainingRun
@@ -188,6 +189,26 @@ def test_without_any_weight_all_logprobs_are_wanted_and_the_gradient_is_zero(ser
     assert all((gradient == 0).all() for gradient in gradients(run))
     run.optim_step(ADAM)
     assert all(torch.equal(run.weights()[name], tensor) for name, tensor in served.base.state_dict().items())
+
+
+# ---- drawing ----
+
+
+@pytest.mark.parametrize("vocabulary", [5, 256, 1000])
+def test_a_token_is_picked_where_the_running_mass_exceeds_the_share(vocabulary):
+    generator = torch.Generator().manual_seed(0)
+    mass = torch.rand(64, vocabulary, generator=generator) ** 8
+    mass[mass < 1e-4] = 0
+    mass[:, vocabulary // 2] += 1e-3
+    uniforms = torch.rand(64, generator=generator, dtype=torch.double)
+    uniforms[0], uniforms[1] = 0.0, 1 - 2.0**-52
+    mass[0, : vocabulary // 2] = mass[1, vocabulary // 2 :] = 0  # what has no mass is not picked at the ends either
+    mass[:2, vocabulary // 2 - 1 : vocabulary // 2 + 1] += 1e-3
+    mass[0, vocabulary // 2 - 1] = mass[1, vocabulary // 2] = 0
+    cumulated = mass.double().cumsum(-1)
+    expected = (cumulated <= uniforms[:, None] * cumulated[:, -1:]).sum(-1)
+    assert (pick(mass, uniforms) == expected).all()
+    assert (mass[torch.arange(64), expected] > 0).all()
 
 
 # ---- shared rows ----

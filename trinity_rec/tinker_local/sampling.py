@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache
 
 from trinity_rec.tinker_local.errors import RequestError
@@ -27,6 +27,7 @@ PREFILL_TOKENS = 8192  # padded tokens in one prefill pass
 CACHE_BYTES = 4 * 2**30  # keys and values of a running batch, if all its samples run to their limits
 QUEUE_LIMIT = 8192  # requests that wait
 GATHER_SECONDS = 0.003  # an idle sampler waits so long for a first request's companions
+PICK_BLOCK = 256  # tokens
 SERVER_SEED = 0  # of requests without a seed
 
 log = logging.getLogger(__name__)
@@ -425,12 +426,35 @@ def draw(rows: Rows, logits: Tensor) -> tuple[Tensor, Tensor]:
         if rows.cut:
             cut = ((state["top_k"] > 0) | (state["top_p"] < 1)).nonzero()[:, 0]
             mass[cut] = truncate(mass[cut], state["top_k"][cut], state["top_p"][cut])
-        uniforms = uniform(state["key"], state["count"])[:, None]
-        cumulated = mass.cumsum(-1, dtype=uniforms.dtype)
-        # The first token whose cumulated mass exceeds the threshold: never one without mass.
-        drawn = torch.searchsorted(cumulated, uniforms * cumulated[:, -1:], right=True)[:, 0]
-        token = torch.where(greedy, token, drawn.clamp_(max=logits.shape[1] - 1))
+        token = torch.where(greedy, token, pick(mass, uniform(state["key"], state["count"])))
     return token, logprobs.gather(1, token[:, None])[:, 0]
+
+
+def pick(mass: Tensor, uniforms: Tensor) -> Tensor:
+    """The first token of each row at which the mass so far exceeds that share of the whole: never one without mass.
+
+    Looks for its block first and then within the block: a running sum over a whole vocabulary, exact enough, is slow.
+
+    Args:
+        mass: [rows, vocabulary], not negative; need not add up to 1.
+        uniforms: [rows] in [0, 1), in the type to add up in.
+    """
+    blocks = nn.functional.pad(mass, (0, -mass.shape[1] % PICK_BLOCK)).unflatten(1, (-1, PICK_BLOCK))
+    sums = blocks.sum(-1, dtype=uniforms.dtype)
+    block, before = _first_above(sums, uniforms * sums.sum(-1))
+    rows = torch.arange(len(mass), device=mass.device)
+    within, _ = _first_above(blocks[rows, block].to(uniforms.dtype), uniforms * sums.sum(-1) - before)
+    return block * PICK_BLOCK + within
+
+
+def _first_above(values: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the running sum [rows, n] first exceeds the threshold [rows], and the sum before that place."""
+    cumulated = values.cumsum(-1)
+    # Rounding must not lift the threshold to the whole sum, which nothing exceeds.
+    below = torch.nextafter(cumulated[:, -1], torch.zeros_like(threshold))
+    place = torch.searchsorted(cumulated, torch.minimum(threshold, below)[:, None], right=True)
+    place.clamp_(max=values.shape[1] - 1)  # of NaN, which are found out later
+    return place[:, 0], (cumulated - values).gather(1, place)[:, 0]
 
 
 def truncate(probabilities: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
