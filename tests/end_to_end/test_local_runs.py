@@ -19,17 +19,19 @@ PLUGIN_DIR = Path(trinity_rec.__file__).parent / "plugin" / "register"
 
 
 @pytest.fixture(scope="module")
-def session(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("session")
-    with Session(folder / "logs") as session:
+def ray_session(tmp_path_factory):
+    with Session(tmp_path_factory.mktemp("session") / "logs") as session:
         session.start_ray()
-        session.start_server(ASSETS / "model", root=folder / "weights")
-        session.env |= {
-            "TRINITY_REC_MODEL": str(ASSETS / "model"),
-            "TRINITY_REC_TASKS": str(ASSETS / "tasks"),
-            "TRINITY_REC_BASE_URL": session.base_url,
-        }
+        session.env |= {"TRINITY_REC_MODEL": str(ASSETS / "model"), "TRINITY_REC_TASKS": str(ASSETS / "tasks")}
         yield session
+
+
+@pytest.fixture
+def session(ray_session, tmp_path_factory):
+    """With a server of the test's own: one server trains only so many models at a time."""
+    ray_session.start_server(ASSETS / "model", root=tmp_path_factory.mktemp("weights"))
+    ray_session.env["TRINITY_REC_BASE_URL"] = ray_session.base_url
+    return ray_session
 
 
 def run(session: Session, folder: Path, steps: int, **changes: object) -> list[TrainedStep]:
