@@ -72,6 +72,7 @@ class Session:
     logs: Path
     env: dict[str, str] = field(default_factory=lambda: dict(os.environ))
     base_url: str = ""
+    children: list[subprocess.Popen[bytes]] = field(default_factory=list, repr=False)
 
     def __enter__(self) -> Session:
         self.mark = secrets.token_hex(8)
@@ -93,13 +94,18 @@ class Session:
 
     def __exit__(self, *_: object) -> None:
         with on_signals(signal.SIG_IGN, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a second Ctrl-C included
+            for child in self.children:  # one that has only just begun does not show its mark yet
+                child.terminate()
             end_marked_processes(self.mark)
+            for child in self.children:
+                child.kill()
+                child.wait()
             shutil.rmtree(self.scratch, ignore_errors=True)
 
     def spawn(self, name: str, command: list[str]) -> subprocess.Popen[bytes]:
         """Start `command` with its output in `<logs>/<name>.log`, out of reach of the terminal's Ctrl-C."""
         with (self.logs / f"{name}.log").open("wb") as log:
-            return subprocess.Popen(
+            child = subprocess.Popen(
                 command,
                 env=self.env,
                 stdin=subprocess.DEVNULL,
@@ -107,6 +113,8 @@ class Session:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        self.children.append(child)
+        return child
 
     def start_ray(self, gpus: int = 0, timeout: float = 60) -> None:
         """A Ray head of this session's own: on loopback, on free ports, in the scratch directory."""
