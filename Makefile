@@ -9,12 +9,13 @@ INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 RUNTIME := $(VENV)/.installed-runtime
 ALL := $(VENV)/.installed-all
 
-.PHONY: help venv quickstart test lint clean
+.PHONY: help venv quickstart test soak lint clean
 
 help:
 	@echo "make quickstart  train a small model on this machine, from nothing, and report its accuracy before and after"
 	@echo "make venv        make $(VENV) with everything that the tests, the lab and the benchmarks need"
 	@echo "make test        make venv, then lint, then every test"
+	@echo "make soak        the long versions of the reliability tests: hours of faults and of bad input"
 	@echo "make lint        ruff check, ruff format --check and mypy"
 	@echo "make clean       remove $(VENV) and the caches (runs/ stays)"
 
@@ -41,6 +42,10 @@ lint: $(ALL)
 
 test: lint
 	$(BIN)/pytest
+
+# A test that soaks sets its own time limit by pytest.mark.timeout.
+soak: $(ALL)
+	$(BIN)/pytest -m soak
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist

@@ -18,3 +18,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Before any test imports verl: its modules copy the functions of each other that the CPU needs replaced.
 from tests import verl_cpu  # noqa: F401
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leaves the tests marked `soak` out of every run that does not ask for them by name."""
+    if "soak" in config.option.markexpr:
+        return
+    left_out = [item for item in items if item.get_closest_marker("soak")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
