@@ -49,8 +49,9 @@ def read_only(args: Mapping[str, Any], modes: Modes) -> dict[str, Any]:
 
 
 def descriptions(documented: type) -> dict[str, str]:
-    """What the docstring of a class says about each of its arguments, under `Attributes:` or `Args:`."""
-    return dict(_described(inspect.getdoc(documented) or ""))
+    """What the docstrings of a class and its bases say about each argument, under `Attributes:` or `Args:`."""
+    docstrings = (inspect.cleandoc(each.__doc__ or "") for each in reversed(documented.__mro__))
+    return {name: text for docstring in docstrings for name, text in _described(docstring)}
 
 
 def _described(docstring: str) -> Iterator[tuple[str, str]]:

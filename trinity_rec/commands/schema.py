@@ -117,7 +117,6 @@ def sample_strategies() -> dict[str, type]:
 def choices() -> dict[str, tuple[Any, ...]]:
     """The arguments that take one of a few values."""
     from trinity_rec import objective, shaping
-    from trinity_rec.plugin import advantage
 
     return {
         "clip_mode": objective.CLIP_MODES,
@@ -126,10 +125,10 @@ def choices() -> dict[str, tuple[Any, ...]]:
         "loss_agg_mode": (None, *objective.LOSS_AGG_MODES),
         "metrics": objective.METRICS,
         "std_normalize": (False, True, None),
-        "drop": advantage.DROPS,
-        "drop_form": advantage.DROP_FORMS,
-        "pairwise": (None, *shaping.PAIRWISE_WEIGHTS),
-        "reweight": advantage.REWEIGHTS,
+        "drop": shaping.DROPS,
+        "drop_form": shaping.DROP_FORMS,
+        "pairwise": shaping.PAIRWISE,
+        "reweight": shaping.REWEIGHTS,
     }
 
 

@@ -7,7 +7,6 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from numbers import Real
 from operator import attrgetter
 from typing import Any
 
@@ -18,20 +17,15 @@ from trinity.algorithm.advantage_fn.advantage_fn import AdvantageFn
 from trinity.buffer.operators import ExperienceOperator
 from trinity.common.experience import Experience
 
-from trinity_rec import shaping
-
-DROPS = (None, "balance")
-DROP_FORMS = ("zero", "exclude")
-REWEIGHTS = (None, "adaptive")
-PAIRWISE = (None, *shaping.PAIRWISE_WEIGHTS)
+from trinity_rec.shaping import Shaped, Shaping, group_statistics
 
 # Experiences written back at a time: few enough for the caches, many enough to pay for the calls.
 _CHUNK = 1024
 
 
 @dataclass
-class RECAdvantage(AdvantageFn, ExperienceOperator):
-    """Group-relative advantages; takes what upstream's `rec` advantage takes, with the same meaning.
+class RECAdvantage(Shaping, AdvantageFn, ExperienceOperator):
+    """Group-relative advantages; takes what upstream's `rec` advantage takes, with the same meaning (`Shaping`).
 
     A group is the experiences of one task. Experiences of one run (the steps of a multi-turn rollout) are one response:
     it counts once, with the reward of its last step, and all its steps get its advantage. A response whose reward is
@@ -39,47 +33,18 @@ class RECAdvantage(AdvantageFn, ExperienceOperator):
     response, or one whose rewards are all equal, gets advantage 0: it holds no comparison.
 
     Attributes:
-        epsilon: added to the std by `std_normalize`.
-        std_normalize: divide by the group's population standard deviation, as GRPO does.
-        drop: "balance" is RED-Drop (section 4 of arXiv 2509.24203); None drops nothing.
-        drop_form: what dropping means. "zero", upstream's form: the advantage is 0, but the tokens stay in the token
-            mean and under any regulariser. "exclude", the paper's: they are out of both. Upstream's is the default
-            here, so that its YAMLs keep their meaning; the preset `red_drop` takes the paper's.
         seed: of RED-Drop's choice; the same seed, task and run draw the same lot in any process and order.
-        pairwise: weights of pairwise-weighted REINFORCE (`shaping.pairwise_advantage`); None is r - mean.
-        pairwise_temp: the temperature of `pairwise: product`.
-        reweight: "adaptive" is adaptive RED-Weight (`shaping.adaptive_temperature`); None does not reweight.
-        reweight_floor: the least temperature of `reweight`.
 
     Raises:
         ValueError: an argument is not allowed; the message names it, its value and what is allowed.
     """
 
-    epsilon: float = 1e-6
-    std_normalize: bool | None = False
-    drop: str | None = None
-    drop_form: str = "zero"
     seed: int = 0
-    pairwise: str | None = None
-    pairwise_temp: float = 1.0
-    reweight: str | None = None
-    reweight_floor: float = 0.8
 
     def __post_init__(self) -> None:
-        choices = {"drop": DROPS, "drop_form": DROP_FORMS, "pairwise": PAIRWISE, "reweight": REWEIGHTS}
-        for name, allowed in {**choices, "std_normalize": (True, False, None)}.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(map(str, allowed))}")
-        for name, least in (("epsilon", 0), ("pairwise_temp", 1e-9), ("reweight_floor", 1e-9)):
-            value = getattr(self, name)
-            if not isinstance(value, Real) or isinstance(value, bool) or not least <= float(value) < math.inf:
-                raise ValueError(f"{name}={value!r} is not a number of at least {least}")
+        super().__post_init__()
         if not isinstance(self.seed, int) or isinstance(self.seed, bool):
             raise ValueError(f"seed={self.seed!r} is not an integer")
-        if self.pairwise is not None and (self.std_normalize or self.drop):
-            raise ValueError(
-                f"pairwise={self.pairwise!r} does not go with std_normalize or drop: it is a baseline itself"
-            )
 
     def __call__(self, exps: list[Experience], **kwargs: Any) -> tuple[list[Experience], dict[str, float]]:
         return self.process(exps)
@@ -97,27 +62,17 @@ class RECAdvantage(AdvantageFn, ExperienceOperator):
         if not exps:
             return [], {}
         responses = _Responses.of(exps)
-        rewards, group, keep = responses.rewards, responses.group, responses.rewards.isfinite()
-        kept = keep
-        if self.drop == "balance":
-            kept = shaping.balanced_keep(rewards, group, keep, self._lottery(responses))
-        if self.pairwise is None:
-            advantages = shaping.group_advantage(
-                rewards, group, kept, std_normalize=bool(self.std_normalize), epsilon=self.epsilon
-            )
-        else:
-            advantages = shaping.pairwise_advantage(
-                rewards, group, kept, weights=self.pairwise, temp=self.pairwise_temp
-            )
-        metrics = self._group_metrics(rewards, group, keep, kept)
-        if self.reweight == "adaptive":
-            tokens = responses.tokens(exps)[kept]
-            found = shaping.adaptive_temperature(advantages[kept], tokens, floor=self.reweight_floor)
-            advantages = advantages * (advantages / found.temperature).exp()
-            metrics["group_advantages/reweight_inverse_temperature"] = 1 / found.temperature
-            metrics["group_advantages/reweight_at_floor"] = float(found.at_floor)
-        in_loss = kept if self.drop_form == "exclude" else keep
-        _write_back(exps, responses.of_experience, advantages, in_loss)
+        shaped = self.shape(
+            responses.rewards,
+            responses.group,
+            tokens=lambda: responses.tokens(exps),
+            lottery=lambda: self._lottery(responses),
+        )
+        metrics = self._group_metrics(responses.rewards, responses.group, shaped)
+        if shaped.reweighting is not None:
+            metrics["group_advantages/reweight_inverse_temperature"] = 1 / shaped.reweighting.temperature
+            metrics["group_advantages/reweight_at_floor"] = float(shaped.reweighting.at_floor)
+        _write_back(exps, responses.of_experience, shaped.advantages, shaped.in_loss)
         return exps, metrics
 
     def _lottery(self, responses: _Responses) -> Tensor:
@@ -125,8 +80,9 @@ class RECAdvantage(AdvantageFn, ExperienceOperator):
         digests = (hashlib.blake2b(f"{self.seed}/{name}".encode(), digest_size=4).digest() for name in names)
         return torch.tensor([int.from_bytes(digest, "big") for digest in digests], dtype=torch.float64)
 
-    def _group_metrics(self, rewards: Tensor, group: Tensor, keep: Tensor, kept: Tensor) -> dict[str, float]:
-        baseline = shaping.group_statistics(rewards, group, kept)
+    def _group_metrics(self, rewards: Tensor, group: Tensor, shaped: Shaped) -> dict[str, float]:
+        keep, kept = shaped.valid, shaped.kept
+        baseline = group_statistics(rewards, group, kept)
         size = torch.bincount(group).double()
         dropped = torch.bincount(group, (keep & ~kept).double(), minlength=len(size)) / size
         seen = baseline.count > 0
