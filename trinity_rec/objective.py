@@ -39,6 +39,9 @@ _BLOCK = 32_768
 # overflow, since infinity times M = 0 is not a number.
 _LARGEST_LOG_RATIO = 80.0
 
+# The types of the arithmetic. A gradient is rounded to any other type, and float16 ends at 65,504.
+_EXACT = (torch.float32, torch.float64)
+
 
 @dataclass(frozen=True)
 class Objective:
@@ -157,6 +160,8 @@ class Objective:
 
         Raises:
             ValueError: the shapes differ, or `logprob` is not a floating-point tensor of one or two dimensions.
+            FloatingPointError: a token that counts has a logprob or an advantage that is not finite, or the loss
+                overflows; names the first such token, or response. No gradient is handed out.
         """
         if logprob.dim() not in (1, 2) or not logprob.is_floating_point():
             raise ValueError(
@@ -166,20 +171,27 @@ class Objective:
         for name, tensor in (("old_logprob", old_logprob), ("mask", mask), ("advantages", advantages)):
             if tensor.shape != logprob.shape:
                 raise ValueError(f"{name} has shape {list(tensor.shape)}, logprob {list(logprob.shape)}")
-        if logprob.dim() == 1:
+        dimensions = logprob.dim()
+        if dimensions == 1:
             logprob, old_logprob, mask, advantages = (x.unsqueeze(0) for x in (logprob, old_logprob, mask, advantages))
         wanted = logprob.requires_grad and torch.is_grad_enabled()
         with torch.no_grad():
-            ascent, sums = _evaluate(self, logprob.detach(), old_logprob, mask.to(torch.bool), advantages, wanted)
+            mask = mask.to(torch.bool)
+            ascent, sums = _evaluate(self, logprob.detach(), old_logprob, mask, advantages, wanted)
             scale = self._scale(sums["tokens"], batch_num_tokens, global_batch_size, dp_size)
             if sample_weight is not None:
                 scale = scale * sample_weight.to(scale).flatten()
             sums["policy"] *= -scale
             sums["regulariser"] *= scale
             loss = (sums["policy"] + sums["regulariser"]).sum().to(torch.promote_types(logprob.dtype, torch.float32))
+            total = _totals(sums)
+            if not _is_finite(total, loss.dtype):
+                raise FloatingPointError(
+                    _why_not_finite(logprob, old_logprob, mask, advantages, sums, scale, dimensions)
+                )
         if wanted:
             loss = _WithGradient.apply(logprob, loss, ascent, -scale.to(loss.dtype).unsqueeze(-1))
-        return loss, _metrics(self, sums)
+        return loss, _metrics(self, total, len(logprob))
 
     def _scale(self, tokens, batch_num_tokens, global_batch_size, dp_size) -> Tensor:
         """n, [batch] or [1]: what a token of each response counts in the average; `tokens` is float64, [batch]."""
@@ -347,12 +359,15 @@ def _evaluate(
     result = _compiled(objective)(logprob, old_logprob, mask, advantages) if objective.compile else None
     if result is not None:
         ascent, sums = result
-        ascent, table = ascent.to(logprob.dtype), torch.stack(list(sums.values()))
+        ascent = ascent.to(logprob.dtype)
+        if logprob.dtype not in _EXACT:
+            sums["gradient"] = ascent.sum(-1, dtype=torch.float32)
+        table = torch.stack(list(sums.values()))
     else:
         batch, length = logprob.shape
         rows = max(1, _BLOCK // max(length, 1)) if logprob.device.type == "cpu" else max(batch, 1)
         ascent = torch.empty_like(logprob) if wanted else None
-        in_place = wanted and logprob.dtype in (torch.float32, torch.float64)
+        in_place = wanted and logprob.dtype in _EXACT
         tables = []
         for start in range(0, max(batch, 1), rows):
             part = slice(start, start + rows)
@@ -360,6 +375,7 @@ def _evaluate(
             block, sums = _terms(objective, *inputs, out=ascent[part] if in_place else None)
             if wanted and not in_place:
                 ascent[part] = block
+                sums["gradient"] = ascent[part].sum(-1, dtype=torch.float32)
             tables.append(torch.stack(list(sums.values())))
         table = torch.cat(tables, dim=1)
     sums = dict(zip(sums, table.double(), strict=True))
@@ -411,8 +427,52 @@ class _WithGradient(torch.autograd.Function):
         return direction.mul_(loss_gradient * ctx.scale).view(ctx.shape), None, None, None
 
 
-def _metrics(objective: Objective, sums: dict[str, Tensor]) -> dict[str, float]:
-    """The metrics of a call, with one transfer from the device.
+def _totals(sums: dict[str, Tensor]) -> dict[str, float]:
+    """The sums over responses (of ratio_max, the largest): the one transfer from the device of a call."""
+    sums = {**sums, "responses": sums["tokens"].clamp(max=1)}
+    totals = [x.max() if name == "ratio_max" and len(x) else x.sum() for name, x in sums.items()]
+    return dict(zip(sums, torch.stack(totals).tolist(), strict=True))
+
+
+def _is_finite(total: dict[str, float], dtype: torch.dtype) -> bool:
+    """Whether loss and gradient are finite numbers of this type: whatever is not shows in one of these sums."""
+    loss = abs(total["policy"] + total["regulariser"])
+    return loss <= torch.finfo(dtype).max and math.isfinite(total["log_ratio"] + total.get("gradient", 0.0))
+
+
+def _why_not_finite(
+    logprob: Tensor,
+    old_logprob: Tensor,
+    mask: Tensor,
+    advantages: Tensor,
+    sums: dict[str, Tensor],
+    scale: Tensor,
+    dimensions: int,
+) -> str:
+    """The first token, or response, that keeps a loss from being finite, in one line; here transfers may cost."""
+    found = []
+    for name, x in (("logprob", logprob), ("old_logprob", old_logprob), ("advantages", advantages)):
+        for row, token in (mask & ~x.isfinite()).nonzero()[:1].tolist():
+            found.append((row, token, name, float(x[row, token])))
+    if found:
+        row, token, name, value = min(found)
+        place = f"{row}, {token}" if dimensions == 2 else f"{token}"
+        return f"{name}[{place}] is {value}: the loss of a token that counts needs a finite number"
+    if not scale.isfinite().all():
+        return "sample_weight, batch_num_tokens, global_batch_size or dp_size is not a finite number"
+    by_row = torch.stack([sums[name] for name in ("policy", "regulariser", "log_ratio", "gradient") if name in sums])
+    for row in (~by_row.sum(0).isfinite()).nonzero()[:1].flatten().tolist():
+        log_ratio = (logprob[row].double() - old_logprob[row].double())[mask[row]]
+        largest = float(advantages[row][mask[row]].abs().max())
+        return (
+            f"the loss of response {row} overflows: log ratios from {float(log_ratio.min()):.3g} to "
+            f"{float(log_ratio.max()):.3g}, advantages up to {largest:.3g}"
+        )
+    return "the loss overflows, although that of each response does not"
+
+
+def _metrics(objective: Objective, total: dict[str, float], batch: int) -> dict[str, float]:
+    """The metrics of a call on `batch` responses, from the totals of its sums.
 
     basic: pg_loss (the policy term, without the regulariser), regularizer_loss (where there is one), pg_clipfrac (share
     of the tokens whose gradient is clipped away) and kl_k1 (mean of log pi_old - log pi_theta, which estimates
@@ -421,10 +481,6 @@ def _metrics(objective: Objective, sums: dict[str, Tensor]) -> dict[str, float]:
     ((sum rho)^2 / sum rho^2, as a share of the tokens), advantage_mean, regularizer_share (of |policy| + |regulariser|)
     and masked_fraction (share of the responses without any token in the loss).
     """
-    batch = len(sums["tokens"])
-    sums = {**sums, "responses": sums["tokens"].clamp(max=1)}
-    totals = [x.max() if name == "ratio_max" and batch else x.sum() for name, x in sums.items()]
-    total = dict(zip(sums, torch.stack(totals).tolist(), strict=True))
 
     def share(part: str, whole: str = "tokens") -> float:
         return total.get(part, 0.0) / total[whole] if total[whole] else 0.0

@@ -98,6 +98,15 @@ def sample(strategy, step: int):
     return exps, metrics
 
 
+def test_a_number_that_would_spoil_the_batch_is_refused_with_the_experience_it_is_of(buffer):
+    exps = rollouts(SPREAD, SPREAD)
+    exps[2].action_mask[0], exps[2].logprobs[0] = False, float("nan")  # does not count
+    exps[6].logprobs[1] = float("-inf")
+    buffer.write(exps)
+    with pytest.raises(FloatingPointError, match=r"^logprobs\[1\] of experience 0/1/2/0/\w+ is -inf$"):
+        sample(buffer.strategy("RECSampleStrategy"), 1)
+
+
 def in_loss(exps: list[Experience]) -> list[bool]:
     return [bool(exp.action_mask.any()) for exp in exps]
 

@@ -113,9 +113,9 @@ def worker(model_dir):
         actor = TrinityActorRolloutRefWorker(config=build_verl_config(config), role="actor")
         actor.init_model()
 
-        def train(max_tokens: int, left_out: tuple[int, ...] = (), **algorithm) -> dict:
+        def train(max_tokens: int, left_out: tuple[int, ...] = (), columns: dict | None = None, **algorithm) -> dict:
             actor.set_trinity_config(config_of(**algorithm).algorithm, "vllm", "tests")
-            data = left_right_2_no_padding(TensorDict(masked(rollouts, left_out), batch_size=size))
+            data = left_right_2_no_padding(TensorDict(masked(rollouts, left_out) | (columns or {}), batch_size=size))
             tensordict_utils.assign_non_tensor(
                 data,
                 calculate_entropy=False,
@@ -179,6 +179,15 @@ def test_a_response_that_is_left_out_keeps_its_place_without_effect(worker, mode
     assert expected != pytest.approx(expected_norm(model_dir, objective), rel=1e-2)
     metrics = worker(max_tokens=12, left_out=(1, 3), algorithm_type="trinity_rec.rep_opmd")
     assert gradient_norm(metrics) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_logprob_that_is_not_a_number_stops_the_step_and_is_named(worker, model_dir):
+    _, data = model_and_batch(model_dir)
+    old_logprob = data["old_log_probs"].clone()
+    old_logprob[1, 2] = float("nan")
+    with pytest.raises(FloatingPointError, match=r"^old_logprob\[1, 2\] is nan: "):
+        worker(max_tokens=4096, columns={"old_log_probs": old_logprob}, algorithm_type="trinity_rec.rec_oneside_nois")
+    assert gradient_norm(worker(max_tokens=4096, algorithm_type="trinity_rec.rec_oneside_nois")) > 0
 
 
 def test_upstreams_gradient_depends_on_the_micro_batches(worker):

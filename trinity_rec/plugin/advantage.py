@@ -58,6 +58,9 @@ class RECAdvantage(Shaping, AdvantageFn, ExperienceOperator):
 
         Returns:
             The same experiences in the same order, and metrics under `group_advantages/`.
+
+        Raises:
+            FloatingPointError: rewards so large that an advantage overflows; names the first such response.
         """
         if not exps:
             return [], {}
@@ -72,7 +75,14 @@ class RECAdvantage(Shaping, AdvantageFn, ExperienceOperator):
         if shaped.reweighting is not None:
             metrics["group_advantages/reweight_inverse_temperature"] = 1 / shaped.reweighting.temperature
             metrics["group_advantages/reweight_at_floor"] = float(shaped.reweighting.at_floor)
-        _write_back(exps, responses.of_experience, shaped.advantages, shaped.in_loss)
+        advantages = shaped.advantages.float()
+        for response in (~advantages.isfinite()).nonzero().flatten().tolist():
+            batch, task, run = responses.keys[response]
+            raise FloatingPointError(
+                f"the advantage of batch {batch}, task {task}, run {run} overflows: its reward is "
+                f"{float(responses.rewards[response]):.6g}"
+            )
+        _write_back(exps, responses.of_experience, advantages, shaped.in_loss)
         return exps, metrics
 
     def _lottery(self, responses: _Responses) -> Tensor:
@@ -173,7 +183,7 @@ def _write_back(exps: Sequence[Experience], of_experience: list[int], advantages
     number = torch.tensor(of_experience)
     for position in (~in_loss[number]).nonzero().flatten().tolist():
         leave_out(exps[position])
-    values = advantages.float()[number].numpy()
+    values = advantages[number].numpy()
     for first in range(0, len(exps), _CHUNK):
         chunk = exps[first : first + _CHUNK]
         masks = [exp.action_mask for exp in chunk]

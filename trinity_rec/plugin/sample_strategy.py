@@ -43,7 +43,11 @@ class RECSampleStrategy(DefaultSampleStrategy):
         self.backend = backend
 
     async def sample(self, step: int, **kwargs: Any) -> tuple[list[Experience], dict[str, float], list[dict]]:
-        """The batch of training step `step` (from 1), its metrics, and a few experiences for the log."""
+        """The batch of training step `step` (from 1), its metrics, and a few experiences for the log.
+
+        Raises:
+            FloatingPointError: a logprob or an advantage that counts in the loss is not finite; names the experience.
+        """
         metrics: dict[str, float] = {}
         with Timer(metrics, "time/read_experience"):
             exps = await self.read(step)
@@ -51,6 +55,7 @@ class RECSampleStrategy(DefaultSampleStrategy):
         exps = await self.select(exps, step, metrics)
         if len(exps) != size:
             raise RuntimeError(f"{type(self).__name__} returned {len(exps)} experiences in place of {size}")
+        _refuse_not_finite(exps)
         self.set_model_version_metric(exps, metrics)
         if self.backend == "tinker":
             _add_columns(exps, _normalisers(exps) | {"ref_logprob": 0.0})
@@ -295,6 +300,21 @@ def _add_columns(exps: list[Experience], columns: dict[str, float]) -> None:
         exp.info.update(columns)
         known = {field.destination_field for field in exp.custom_fields}
         exp.custom_fields += [CustomField(name, name, torch.float32) for name in columns if name not in known]
+
+
+def _refuse_not_finite(exps: list[Experience]) -> None:
+    """Raises FloatingPointError for the first number that would spoil the batch, while it is known whose it is."""
+    masks = [exp.action_mask.bool() for exp in exps]
+    left_out = ~torch.cat(masks)
+    for name in ("logprobs", "advantages"):
+        rows = [getattr(exp, name) for exp in exps]
+        if any(row is None for row in rows):  # Trinity's own trainers say what is missing
+            continue
+        if (torch.cat(rows).isfinite() | left_out).all():
+            continue
+        for exp, mask, row in zip(exps, masks, rows, strict=True):
+            for token in (mask & ~row.isfinite()).nonzero().flatten().tolist():
+                raise FloatingPointError(f"{name}[{token}] of experience {exp.eid} is {float(row[token])}")
 
 
 def _by_information(exps: list[Experience]) -> tuple[list[Experience], list[Experience]]:
