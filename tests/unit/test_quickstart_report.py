@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib.image import imread
 from rich.console import Console
 
-from trinity_rec.quickstart.report import Summary, draw, running_mean
+from trinity_rec.quickstart.report import Summary, draw
 
 SUMMARY = Summary(
     algorithm="rec_ring_nois",
@@ -40,8 +40,3 @@ def test_the_picture_is_drawn(tmp_path):
     image = imread(tmp_path / "reward.png")
     assert image.shape[1] > image.shape[0] > 300
     assert image[..., :3].std() > 0.02  # not blank
-
-
-def test_the_running_mean_looks_back_only():
-    assert running_mean([1.0, 3.0, 5.0, 7.0], width=2) == [1.0, 2.0, 4.0, 6.0]
-    assert running_mean([]) == []

@@ -6,9 +6,10 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 from rich.table import Table
 
-INK, GRID, LINE, BEFORE, AFTER = "#222222", "#e6e6e6", "#2a6fbb", "#b0b0b0", "#d1495b"
+from trinity_rec.plot.draw import AFTER, BEFORE, INK, LINE, Curve, Style, draw_curves, dress, new_figure, save
 
 
 @dataclass(frozen=True)
@@ -46,15 +47,11 @@ class Summary:
 
 def draw(summary: Summary, path: Path) -> None:
     """Reward by step, faint as measured and bold as a running mean, between held-out accuracy before and after."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.2, 4.0), dpi=160, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    steps, rewards = range(1, summary.steps + 1), summary.reward_by_step
-    axes.plot(steps, rewards, color=LINE, alpha=0.3, linewidth=1)
-    axes.plot(steps, running_mean(rewards), color=LINE, linewidth=2.2, label="reward of the rollouts (mean of 5 steps)")
+    figure = new_figure(7.2, 4.0)
+    axes = dress(figure.subplots())
+    label = "reward of the rollouts (mean of 5 steps)"
+    reward = Curve(label, np.arange(1, summary.steps + 1), np.array([summary.reward_by_step]))
+    draw_curves(axes, [reward], smooth=5, styles={label: Style(LINE)})
     for x, value, colour, name in (
         (0, summary.accuracy_before, BEFORE, "before"),
         (summary.steps, summary.accuracy_after, AFTER, "after"),
@@ -68,14 +65,5 @@ def draw(summary: Summary, path: Path) -> None:
     axes.set(xlim=(0, summary.steps), ylim=(0, 1.05), xlabel="training step", ylabel="share of right answers")
     weights = "each step" if summary.sync_interval == 1 else f"every {summary.sync_interval} steps"
     axes.set_title(f"{summary.algorithm}, new weights for the rollouts {weights}", loc="left", color=INK)
-    axes.grid(axis="y", color=GRID)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.tick_params(length=0, colors=INK)
     axes.legend(loc="lower right", frameon=False, fontsize=9)
-    figure.savefig(path)
-
-
-def running_mean(values: list[float], width: int = 5) -> list[float]:
-    """The mean of the last `width` values, of fewer at the start."""
-    return [sum(last) / len(last) for i in range(len(values)) if (last := values[max(0, i + 1 - width) : i + 1])]
+    save(figure, path)
