@@ -10,7 +10,7 @@ import typer
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `trinity-rec`."""
-    from trinity_rec.commands import catalogue, check, rewrite, schema
+    from trinity_rec.commands import catalogue, check, reproduce, rewrite, schema
 
-    for family in (catalogue, rewrite, check, schema):
+    for family in (catalogue, rewrite, check, schema, reproduce):
         family.register(app)

@@ -1,0 +1,85 @@
+"""The lab's model is Qwen2, samples from what it says it samples from, and reads a prompt once for all its samples."""
+
+import torch
+from transformers import AutoConfig, Qwen2ForCausalLM
+
+from trinity_rec.lab.model import Architecture, TinyLM, sample
+
+PAD, END = 0, 1
+
+
+def small_model(seed: int = 0) -> TinyLM:
+    torch.manual_seed(seed)
+    model = TinyLM(Architecture(vocab_size=19, hidden_size=32, intermediate_size=48))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))  # biases and norms too
+    return model
+
+
+def test_transformers_reads_the_saved_model_and_gives_the_same_scores(tmp_path):
+    model = small_model()
+    model.save_pretrained(tmp_path, END, PAD)
+    theirs = Qwen2ForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    assert AutoConfig.from_pretrained(tmp_path).eos_token_id == END
+    tokens = torch.randint(19, (5, 12))
+    with torch.inference_mode():
+        expected = theirs(input_ids=tokens).logits
+        hidden, _ = model(tokens)
+        torch.testing.assert_close(model.logits(hidden), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_loaded_model_is_the_saved_one(tmp_path):
+    model = small_model()
+    model.save_pretrained(tmp_path, END, PAD)
+    loaded = TinyLM.load(tmp_path)
+    assert loaded.architecture == model.architecture
+    for name, weight in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], weight)
+
+
+def test_responses_after_a_shared_prompt_score_as_whole_sequences_do():
+    model = small_model()
+    prompts, responses = torch.randint(19, (3, 6)), torch.randint(19, (12, 4))
+    whole = torch.cat([prompts.repeat_interleave(4, 0), responses], 1)
+    hidden, _ = model(whole[:, :-1])
+    torch.testing.assert_close(model.response_logits(prompts, responses), model.logits(hidden[:, 5:]))
+
+
+def test_sampled_logprobs_are_those_of_the_policy_and_repeat_with_the_seed():
+    model, prompts = small_model(), torch.randint(19, (4, 5))
+    said, again = (sample(model, prompts, 8, 7, END, torch.Generator().manual_seed(3)) for _ in range(2))
+    assert torch.equal(said.tokens, again.tokens) and torch.equal(said.logprob, again.logprob)
+    logprobs = model.response_logits(prompts, said.tokens).log_softmax(-1)
+    expected = logprobs.gather(-1, said.tokens[..., None])[..., 0]
+    torch.testing.assert_close(said.logprob[said.mask], expected[said.mask], rtol=1e-4, atol=1e-5)
+
+
+def test_the_mask_ends_with_the_end_token():
+    model, prompts = small_model(), torch.randint(19, (16, 5))
+    said = sample(model, prompts, 16, 9, END, torch.Generator().manual_seed(0))
+    ended = 0
+    for tokens, mask in zip(said.tokens.tolist(), said.mask.tolist(), strict=True):
+        length = tokens.index(END) + 1 if END in tokens else len(tokens)
+        ended += END in tokens
+        assert mask == [True] * length + [False] * (len(tokens) - length)
+        assert all(token == END for token in tokens[length:])
+    assert ended > 20
+
+
+def test_samples_follow_the_policy():
+    """Frequencies of the first token against its probabilities, to four standard errors."""
+    model, prompt = small_model(), torch.randint(19, (1, 5))
+    count = 20_000
+    said = sample(model, prompt, count, 1, END, torch.Generator().manual_seed(1))
+    probability = model.response_logits(prompt, said.tokens[:1]).softmax(-1)[0, 0].detach()
+    frequency = torch.bincount(said.tokens[:, 0], minlength=19) / count
+    error = (probability * (1 - probability) / count).sqrt()
+    assert ((frequency - probability).abs() < 4 * error + 1e-4).all()
+
+
+def test_without_a_generator_the_likeliest_token_is_taken():
+    model, prompts = small_model(), torch.randint(19, (4, 5))
+    said = sample(model, prompts, 2, 3, END, None)
+    logits = model.response_logits(prompts, said.tokens)
+    assert torch.equal(said.tokens[said.mask], logits.argmax(-1)[said.mask])

@@ -1,0 +1,80 @@
+"""`trinity-rec reproduce`: measure the paper's claims on this machine and judge them by rules written before."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from trinity_rec.commands.terminal import UsageError, known_name, print_table, stderr, stdout
+
+_EXAMPLE = "Example: trinity-rec reproduce --quick C2 C3"
+_COLOUR = {"holds": "green", "does not hold": "red", "inconclusive": "yellow"}
+_CLAIM = typer.Argument(metavar="[CLAIM]...", help="C1 to C8; all of them by default.")
+
+
+def register(app: typer.Typer) -> None:
+    app.command("reproduce", epilog=_EXAMPLE)(reproduce_command)
+
+
+def reproduce_command(
+    claims: Annotated[list[str] | None, _CLAIM] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A reduced grid, minutes instead of hours.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Where results go; runs/reproduce or runs/reproduce-quick.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes, one thread each; one a core by default.")
+    ] = None,
+    rates: Annotated[bool, typer.Option("--rates", help="Measure the tasks' learning rates instead.")] = False,
+) -> None:
+    """Measure the paper's claims on small models: curves, a figure a claim, effects with intervals, verdicts.
+
+    Runs that OUT holds already are not repeated, so an interrupted call goes on where it stopped.
+    """
+    try:
+        from trinity_rec.lab import reproduce
+    except ModuleNotFoundError as error:
+        raise UsageError(f"{error.name} is not installed; pip install 'trinity-rec[lab]'") from error
+
+    names = [known_name(name.upper(), reproduce.ALL_CLAIMS, "claim") for name in claims or reproduce.ALL_CLAIMS]
+    scale = reproduce.QUICK if quick else reproduce.FULL
+    out = out or Path("runs") / ("reproduce-quick" if quick else "reproduce")
+    workers = workers or os.cpu_count() or 1
+    if rates:
+        print_table(_table_of_rates(reproduce.measure_rates(scale, out, workers, stderr())))
+        return
+    judged = reproduce.reproduce(sorted(set(names)), scale, out, workers, stderr())
+    table = Table()
+    for column in ("claim", "verdict", "effect", "95 % interval", "decided by"):
+        table.add_column(column)
+    for each in judged:
+        said = each["verdict"]
+        low, high = each["interval"]
+        table.add_row(
+            each["claim"],
+            f"[{_COLOUR[said]}]{said}[/]",
+            f"{each['effect']:+.3f}",
+            f"{low:+.3f} to {high:+.3f}",
+            each["decided_by"],
+        )
+    print_table(table)
+    stdout().print(
+        f"numbers {out / 'claims.json'}, {out / 'rewards.csv'}; figures {out}/C*.png; curves {out / 'curves'}"
+    )
+
+
+def _table_of_rates(gains: dict[str, dict[float, float]]) -> Table:
+    from trinity_rec.lab.rates import RATES, chosen
+
+    table = Table()
+    for column in ("task", "rate", "gain", ""):
+        table.add_column(column)
+    for task, by_rate in gains.items():
+        for rate, gain in by_rate.items():
+            said = "chosen by the rule" if rate == chosen(by_rate) else ""
+            if rate == RATES[task]:
+                said = f"{said}, in use".removeprefix(", ")
+            table.add_row(task, f"{rate:g}", f"{gain:+.3f}", said)
+    return table

@@ -1,0 +1,65 @@
+"""One figure a claim, in the paper's arrangement: a column a setting, and down it reward, KL and clip fraction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from trinity_rec.lab.bandit import BANDIT_VARIANTS, REWARDS
+from trinity_rec.lab.claims import Claim, Curves
+from trinity_rec.lab.tasks import TASKS
+from trinity_rec.lab.training import SETTINGS, VARIANTS
+from trinity_rec.plot.draw import INK, Curve, draw_curves, figure_grid, save, shared_legend
+
+DETAILS = {"kl_initial": "KL from the start", "clip_fraction": "clip fraction"}
+
+
+def draw_claim(claim: Claim, tasks: Sequence[str], curves: Curves, path: Path) -> Path:
+    """Reward on each task, then KL and clip fraction on the first one, by setting."""
+    rows = [(task, "reward", TASKS[task].title) for task in tasks]
+    rows += [(tasks[0], column, label) for column, label in DETAILS.items()]
+    figure, grid = figure_grid(len(rows), len(claim.settings))
+    for across, setting in enumerate(claim.settings):
+        for down, (task, column, label) in enumerate(rows):
+            lines = []
+            for variant in claim.variants:
+                seeds = curves(task, setting, variant)
+                if seeds:
+                    values = np.stack([curve[column] for curve in seeds])
+                    lines.append(Curve(VARIANTS[variant].title, seeds[0]["step"], values, variant))
+            draw_curves(
+                grid[down, across],
+                lines,
+                ylabel=None if across else label,
+                xlabel="training step" if down == len(rows) - 1 else None,
+                title=None if down else SETTINGS[setting].title,
+            )
+    figure.suptitle(f"{claim.name}: {claim.title}", x=0.01, ha="left", color=INK, fontsize=12, weight="bold")
+    shared_legend(figure)
+    return save(figure, path)
+
+
+def draw_bandit(curves: Curves, path: Path) -> Path:
+    """The mass on each arm by step: above from the expected gradient, below from sampled data."""
+    figure, grid = figure_grid(2, len(REWARDS))
+    for down, (source, label) in enumerate((("exact", "exact gradient"), ("sampled", "sampled"))):
+        for arm, reward in enumerate(REWARDS):
+            lines = [
+                Curve(variant.title, seeds[0]["step"], np.stack([c[f"arm_{arm + 1}"] for c in seeds]), name)
+                for name, variant in BANDIT_VARIANTS.items()
+                if (seeds := curves("bandit", source, name))
+            ]
+            draw_curves(
+                grid[down, arm],
+                lines,
+                ylabel=None if arm else f"mass, {label}",
+                xlabel="training step" if down else None,
+                title=None if down else f"arm {arm + 1}, reward {reward:g}",
+            )
+            grid[down, arm].set_ylim(-0.02, 1.02)
+    title = "C1: data from another policy, a bandit of three arms"
+    figure.suptitle(title, x=0.01, ha="left", color=INK, fontsize=12, weight="bold")
+    shared_legend(figure)
+    return save(figure, path)

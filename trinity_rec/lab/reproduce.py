@@ -1,0 +1,183 @@
+"""Run the experiments behind the claims, judge them, draw them: `trinity-rec reproduce`.
+
+OUT/curves/<task>/<setting>/<variant>/seed_<n>.csv   every run
+OUT/C1.png ...                                       a figure a claim
+OUT/claims.json                                      effects, intervals, verdicts and their rules
+OUT/rewards.csv                                      the final reward of every variant, task and setting
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from trinity_rec.lab import bandit, figures, rates
+from trinity_rec.lab.claims import CLAIMS, Curve, Judged, judge, judge_part, verdict
+from trinity_rec.lab.grid import Job, read_rows, run_grid
+from trinity_rec.lab.statistics import Estimate, final, resampled_means
+from trinity_rec.lab.tasks import TASKS
+from trinity_rec.lab.training import SETTINGS, VARIANTS, Experiment, train
+
+BANDIT = "C1"
+BANDIT_STATEMENT = "On bandit data from another policy, REINFORCE moves to the second-best arm that is seen often (0.8), not to the best."
+BANDIT_MARGIN = 0.5
+BANDIT_RULE = (
+    f"Sampled REINFORCE after {bandit.STEPS} steps: mass on arm 2 less mass on arm 3 > {BANDIT_MARGIN}, "
+    "bootstrap 95 % interval over seeds."
+)
+ALL_CLAIMS = (BANDIT, *CLAIMS)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is run. `every_variant`: the whole preset table, else only the variants of the claims."""
+
+    tasks: tuple[str, ...]
+    seeds: int
+    steps: int
+    every_variant: bool
+
+
+FULL = Scale(tuple(TASKS), seeds=5, steps=120, every_variant=True)
+QUICK = Scale(("addition",), seeds=3, steps=80, every_variant=False)
+
+
+class OtherResults(ValueError):
+    """The directory holds results of another scale or of other learning rates."""
+
+
+def reproduce(names: Sequence[str], scale: Scale, out: Path, workers: int, console: Console) -> list[dict[str, Any]]:
+    """Measure the claims `names`; writes everything to `out` and returns the objects of `claims.json`.
+
+    Raises:
+        OtherResults: `out` holds the runs of another scale, which must not be mixed with these.
+    """
+    started = time.monotonic()
+    claim_directory(out, scale)
+    runs = [each for name in names if name != BANDIT for each in cells(name, scale)]
+    runs = list(dict.fromkeys(runs))
+    jobs = [job(out, scale, cell, seed) for cell in runs for seed in range(scale.seeds)]
+    if BANDIT in names:
+        jobs = [*bandit_jobs(out, scale), *jobs]
+    run_grid(jobs, workers, console, "reproduce")
+
+    def curves(task: str, setting: str, variant: str) -> list[Curve]:
+        place = out / "curves" / task / setting / variant
+        return [
+            read_rows(place / name)
+            for number in range(scale.seeds)
+            if (place / (name := f"seed_{number}.csv")).exists()
+        ]
+
+    judged = []
+    for name in names:
+        if name == BANDIT:
+            judged.append(judge_bandit(curves))
+            figures.draw_bandit(curves, out / f"{name}.png")
+            continue
+        claim = CLAIMS[name]
+        parts = [judge_part(part, scale.tasks, curves) for part in claim.parts]
+        judged.append(judge(name, claim.statement, claim.rule, parts))
+        figures.draw_claim(claim, scale.tasks, curves, out / f"{name}.png")
+    (out / "claims.json").write_text(json.dumps(judged, indent=2) + "\n", encoding="utf-8")
+    write_rewards(runs, curves, out / "rewards.csv")
+    console.print(f"{len(jobs)} runs, {time.monotonic() - started:.0f} s in this call")
+    return judged
+
+
+def claim_directory(out: Path, scale: Scale) -> None:
+    """Make `out`, or see that what is there belongs to the same scale and rates."""
+    wanted = {**asdict(scale), "tasks": list(scale.tasks), "rates": {task: rates.RATES[task] for task in scale.tasks}}
+    marker = out / "scale.json"
+    if marker.exists():
+        found = json.loads(marker.read_text(encoding="utf-8"))
+        if different := [key for key in wanted if found.get(key) != wanted[key]]:
+            key = different[0]
+            raise OtherResults(
+                f"{out} holds runs with {key} {found.get(key)}, these have {wanted[key]}: choose another --out"
+            )
+    out.mkdir(parents=True, exist_ok=True)
+    marker.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
+
+
+Cell = tuple[str, str, str]
+"""Task, setting, variant."""
+
+
+def cells(name: str, scale: Scale) -> list[Cell]:
+    """What a claim needs; with `every_variant` all algorithms at the task's own rate in all settings besides."""
+    claim = CLAIMS[name]
+    needed = [
+        (task, setting, variant) for task in scale.tasks for setting in claim.settings for variant in claim.variants
+    ]
+    if scale.every_variant:
+        needed += [
+            (task, setting, variant.name)
+            for task in scale.tasks
+            for setting in SETTINGS
+            for variant in VARIANTS.values()
+            if variant.rate_factor == 1
+        ]
+    return needed
+
+
+def job(out: Path, scale: Scale, cell: Cell, seed: int) -> Job:
+    task, setting, variant = cell
+    experiment = Experiment(task, SETTINGS[setting], VARIANTS[variant], seed, rates.RATES[task], scale.steps)
+    return Job(partial(train, experiment), out / "curves" / task / setting / variant / f"seed_{seed}.csv")
+
+
+def bandit_jobs(out: Path, scale: Scale) -> list[Job]:
+    place = out / "curves" / "bandit"
+    return [
+        Job(partial(bandit.curve, name, seed), place / source / name / f"seed_{seed or 0}.csv")
+        for name in bandit.BANDIT_VARIANTS
+        for source, seed in (("exact", None), *(("sampled", seed) for seed in range(scale.seeds)))
+    ]
+
+
+def judge_bandit(curves: Any) -> dict[str, Any]:
+    """C1 by `BANDIT_RULE`; the final masses of every variant are reported with it."""
+    ends = {
+        source: {
+            name: np.array([[curve[f"arm_{arm}"][-1] for arm in (1, 2, 3)] for curve in curves("bandit", source, name)])
+            for name in bandit.BANDIT_VARIANTS
+        }
+        for source in ("exact", "sampled")
+    }
+    masses = ends["sampled"]["rec_reinforce"]
+    difference = masses[:, 1] - masses[:, 2]
+    estimate = Estimate.of(difference.mean(), resampled_means(difference, np.random.default_rng(0)))
+    said = verdict(estimate, BANDIT_MARGIN, "greater")
+    part = Judged("REINFORCE ends on arm 2", estimate.effect, (estimate.low, estimate.high), said)
+    final_mass = {source: {name: m.mean(0).round(4).tolist() for name, m in by.items()} for source, by in ends.items()}
+    return judge(BANDIT, BANDIT_STATEMENT, BANDIT_RULE, [part]) | {"final_mass": final_mass}
+
+
+def write_rewards(runs: Sequence[Cell], curves: Any, path: Path) -> None:
+    """The final reward of every cell that was run, with its interval."""
+    generator = np.random.default_rng(0)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("task", "setting", "variant", "seeds", "final_reward", "low", "high"))
+        for cell in runs:
+            ends = np.array([final(curve) for curve in curves(*cell)])
+            estimate = Estimate.of(ends.mean(), resampled_means(ends, generator))
+            writer.writerow((*cell, len(ends), *(f"{x:.4f}" for x in (estimate.effect, estimate.low, estimate.high))))
+
+
+def measure_rates(scale: Scale, out: Path, workers: int, console: Console) -> dict[str, dict[float, float]]:
+    """Task -> rate -> gain, by the rule in `rates.py`."""
+    measured = {task: rates.jobs(task, scale.steps, out) for task in scale.tasks}
+    jobs = [each for by_rate in measured.values() for runs in by_rate.values() for each in runs]
+    run_grid(jobs, workers, console, "rates")
+    return {task: rates.gains(by_rate) for task, by_rate in measured.items()}

@@ -1,0 +1,233 @@
+"""One off-policy experiment, top to bottom: roll out with old weights, shape the rewards, take one step, evaluate.
+
+    rows = train(Experiment("addition", SETTINGS["sync_interval_20"], VARIANTS["rec_grpo"], seed=0, rate=2e-4))
+
+The objective and the shaping are the plugin's own (`trinity_rec.objective`, `trinity_rec.shaping`), chosen from the same
+preset table, so what is seen here is what `trinity run` trains with.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trinity_rec.lab.model import Responses, TinyLM, sample
+from trinity_rec.lab.tasks import TASKS, Problem, Task
+from trinity_rec.lab.warm_up import ASSETS
+from trinity_rec.objective import Objective
+from trinity_rec.presets import PRESETS
+from trinity_rec.shaping import Shaping
+
+GRADIENT_NORM = 1.0  # Trinity's and verl's default `grad_clip`
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How far off-policy the rollouts are (section 5 of arXiv 2509.24203).
+
+    Attributes:
+        name, title: what users type, what figures say.
+        sync_interval: the rollout weights are refreshed every so many training steps; None never (offline).
+        sync_offset: the rollouts run so many steps ahead of training.
+    """
+
+    name: str
+    title: str
+    sync_interval: int | None = 1
+    sync_offset: int = 0
+
+    def rollout_version(self, step: int) -> int:
+        """The rollouts of training step `step` (from 0) come from the weights after so many steps."""
+        if self.sync_interval is None:
+            return 0
+        return max(0, step - self.sync_offset) // self.sync_interval * self.sync_interval
+
+
+@dataclass(frozen=True)
+class Variant:
+    """An algorithm of an experiment: a preset, what differs from it, and a factor on the task's learning rate."""
+
+    name: str
+    title: str
+    preset: str
+    policy_loss: dict[str, Any] = field(default_factory=dict)
+    rate_factor: float = 1.0
+
+    def objective(self) -> Objective:
+        return Objective(**{**PRESETS[self.preset].policy_loss, **self.policy_loss, "metrics": "full"})
+
+    def shaping(self) -> Shaping:
+        return Shaping(**PRESETS[self.preset].advantage)
+
+
+WIDE = {"epsilon_low": 0.6, "epsilon_high": 2.0}
+
+SETTINGS = {
+    setting.name: setting
+    for setting in (
+        Setting("on_policy", "on-policy"),
+        Setting("sync_interval_20", "sync_interval 20", sync_interval=20),
+        Setting("sync_offset_10", "sync_offset 10", sync_offset=10),
+        Setting("offline", "offline", sync_interval=None),
+    )
+}
+
+VARIANTS = {
+    variant.name: variant
+    for variant in (
+        *(Variant(preset.name, preset.title, preset.name) for preset in PRESETS.values() if preset.name != "rec"),
+        Variant("rec_oneside_nois_wide", "REC-OneSide-NoIS (0.6, 2.0)", "rec_oneside_nois", WIDE),
+        Variant("rec_oneside_is_wide", "REC-OneSide-IS (0.6, 2.0)", "rec_oneside_is", WIDE),
+        *(Variant(f"rec_grpo_rate_{k}", f"GRPO, rate × {k}", "rec_grpo", rate_factor=k) for k in (2, 3, 4, 5)),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One run. The same seed gives every variant the same problems in the same order, and repeats a run to the bit.
+
+    Attributes:
+        rate: Adam's learning rate before the variant's factor.
+        problems, samples: of a training step.
+        evaluate_every: steps.
+    """
+
+    task: str
+    setting: Setting
+    variant: Variant
+    seed: int
+    rate: float
+    steps: int = 120
+    problems: int = 16
+    samples: int = 8
+    evaluate_every: int = 10
+
+
+COLUMNS = (
+    "step",
+    "reward",  # mean over held-out problems, sampled from the current weights
+    "rollout_reward",  # mean over the batches since the last row, sampled from the rollout weights
+    "kl_initial",  # KL(pi_theta || pi_initial) per token, on the evaluation's responses
+    "kl_rollout",  # KL(pi_old || pi_theta) per token, k3, mean since the last row; so are the next four
+    "clip_fraction",
+    "entropy",
+    "gradient_norm",
+    "effective_sample_size",
+    "response_length",  # tokens of an evaluation's response
+)
+Row = dict[str, float]
+
+
+def train(experiment: Experiment, report: Callable[[int], None] = lambda step: None) -> list[Row]:
+    """Run it; `report` hears of each step done.
+
+    Returns:
+        One row of `COLUMNS` before training and after every `evaluate_every` steps.
+    """
+    task, setting, variant = TASKS[experiment.task], experiment.setting, experiment.variant
+    initial = TinyLM.load(ASSETS / task.name)
+    model, explorer = deepcopy(initial), deepcopy(initial)
+    objective, shaping = variant.objective(), variant.shaping()
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=experiment.rate * variant.rate_factor, weight_decay=0.0, fused=True
+    )
+    choose = random.Random(f"problems {experiment.seed}")
+    drawing, lots = (torch.Generator().manual_seed(10 * experiment.seed + stream) for stream in (1, 2))
+    prompts = task.vocabulary.prompts([problem.question for problem in task.train])
+    group = torch.arange(experiment.problems).repeat_interleave(experiment.samples)
+
+    versions = deque([weights_of(model)], maxlen=setting.sync_offset + 1)  # the newest is the last
+    explorer_version = 0
+    rows = [{"step": 0, **evaluate(model, initial, task, experiment.seed)}]
+    recent: list[Row] = []
+    for step in range(experiment.steps):
+        # The explorer, with the weights that the setting gives it.
+        version = setting.rollout_version(step)
+        if version != explorer_version:
+            explorer.load_state_dict(versions[version - step - 1])
+            explorer_version = version
+        chosen = choose.sample(range(len(task.train)), experiment.problems)
+        rollouts = sample(
+            explorer, prompts[chosen], experiment.samples, task.response_length, task.vocabulary.end, drawing
+        )
+        rewards = rewards_of(task, [task.train[number] for number in chosen], rollouts)
+
+        # The trainer.
+        shaped = shaping.shape(
+            rewards,
+            group,
+            tokens=lambda mask=rollouts.mask: mask.sum(1),
+            lottery=lambda: torch.rand(len(group), generator=lots),
+        )
+        logprobs = model.response_logits(prompts[chosen], rollouts.tokens).log_softmax(-1)
+        mask = rollouts.mask & shaped.in_loss[:, None]
+        loss, metrics = objective(
+            logprobs.gather(-1, rollouts.tokens[..., None])[..., 0],
+            rollouts.logprob,
+            mask,
+            shaped.advantages.float()[:, None].expand(mask.shape),
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        gradient_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_NORM)
+        optimizer.step()
+        if setting.sync_interval is not None:
+            versions.append(weights_of(model))
+
+        recent.append(
+            {
+                "rollout_reward": rewards.mean().item(),
+                "kl_rollout": metrics["kl_k3"],
+                "clip_fraction": metrics["pg_clipfrac"],
+                "entropy": entropy(logprobs.detach(), rollouts.mask),
+                "gradient_norm": gradient_norm.item(),
+                "effective_sample_size": metrics["effective_sample_size"],
+            }
+        )
+        if (step + 1) % experiment.evaluate_every == 0:
+            means = {name: sum(row[name] for row in recent) / len(recent) for name in recent[0]}
+            rows.append({"step": step + 1, **means, **evaluate(model, initial, task, experiment.seed)})
+            recent = []
+        report(step + 1)
+    return [{name: row.get(name, float("nan")) for name in COLUMNS} for row in rows]
+
+
+def weights_of(model: TinyLM) -> dict[str, Tensor]:
+    """A copy that further training leaves as it is."""
+    return {name: weight.detach().clone() for name, weight in model.state_dict().items()}
+
+
+def rewards_of(task: Task, problems: list[Problem], said: Responses) -> Tensor:
+    """The reward of each response, [problems * samples], float64."""
+    samples = len(said.tokens) // len(problems)
+    texts = map(task.vocabulary.decode, said.tokens.tolist())
+    rewards = [task.reward(problems[row // samples], text) for row, text in enumerate(texts)]
+    return torch.tensor(rewards, dtype=torch.float64)
+
+
+@torch.no_grad()
+def evaluate(model: TinyLM, initial: TinyLM, task: Task, seed: int) -> Row:
+    """Reward, distance from the initial policy and response length on the held-out problems, at temperature 1."""
+    prompts = task.vocabulary.prompts([problem.question for problem in task.held_out])
+    generator = torch.Generator().manual_seed(10 * seed + 3)
+    said = sample(model, prompts, 1, task.response_length, task.vocabulary.end, generator)
+    initial_logprobs = initial.response_logits(prompts, said.tokens).log_softmax(-1)
+    initial_logprob = initial_logprobs.gather(-1, said.tokens[..., None])[..., 0]
+    return {
+        "reward": rewards_of(task, task.held_out, said).mean().item(),
+        "kl_initial": (said.logprob - initial_logprob)[said.mask].mean().item(),
+        "response_length": said.mask.sum(1).float().mean().item(),
+    }
+
+
+def entropy(logprobs: Tensor, mask: Tensor) -> float:
+    """Of the policy, in nats, mean over the tokens of `mask`; `logprobs` is [rows, response, vocabulary]."""
+    return -(logprobs.exp() * logprobs).sum(-1)[mask].mean().item()
