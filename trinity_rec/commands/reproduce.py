@@ -60,9 +60,7 @@ def reproduce_command(
             each["decided_by"],
         )
     print_table(table)
-    stdout().print(
-        f"numbers {out / 'claims.json'}, {out / 'rewards.csv'}; figures {out}/C*.png; curves {out / 'curves'}"
-    )
+    stdout().print(f"In {out}: claims.json, rewards.csv, a figure a claim (C1.png …), every run's curve in curves/")
 
 
 def _table_of_rates(gains: dict[str, dict[float, float]]) -> Table:

@@ -19,19 +19,9 @@ STEPS = 2000
 GROUPS, SAMPLES = 16, 8  # of a sampled step
 ROW_EVERY = 20  # steps between the rows of a curve
 
+_PRESETS = ("rec_reinforce", "rec_grpo", "rec_oneside_nois", "rep_opmd", "rep_asymre", "red_drop", "red_weight")
 BANDIT_VARIANTS = {
-    **{
-        name: VARIANTS[name]
-        for name in (
-            "rec_reinforce",
-            "rec_grpo",
-            "rec_oneside_nois",
-            "rep_opmd",
-            "rep_asymre",
-            "red_drop",
-            "red_weight",
-        )
-    },
+    **{name: VARIANTS[name] for name in _PRESETS},
     "red_weight_cold": Variant("red_weight_cold", "RED-Weight, T = 0.1", "red_weight", {"temp": 0.1}),
 }
 

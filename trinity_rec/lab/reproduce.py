@@ -28,7 +28,9 @@ from trinity_rec.lab.tasks import TASKS
 from trinity_rec.lab.training import SETTINGS, VARIANTS, Experiment, train
 
 BANDIT = "C1"
-BANDIT_STATEMENT = "On bandit data from another policy, REINFORCE moves to the second-best arm that is seen often (0.8), not to the best."
+BANDIT_STATEMENT = (
+    "On bandit data from another policy, REINFORCE moves to the arm that is seen often (reward 0.8), not to the best."
+)
 BANDIT_MARGIN = 0.5
 BANDIT_RULE = (
     f"Sampled REINFORCE after {bandit.STEPS} steps: mass on arm 2 less mass on arm 3 > {BANDIT_MARGIN}, "
@@ -72,11 +74,8 @@ def reproduce(names: Sequence[str], scale: Scale, out: Path, workers: int, conso
 
     def curves(task: str, setting: str, variant: str) -> list[Curve]:
         place = out / "curves" / task / setting / variant
-        return [
-            read_rows(place / name)
-            for number in range(scale.seeds)
-            if (place / (name := f"seed_{number}.csv")).exists()
-        ]
+        paths = [place / f"seed_{number}.csv" for number in range(scale.seeds)]
+        return [read_rows(path) for path in paths if path.exists()]
 
     judged = []
     for name in names:

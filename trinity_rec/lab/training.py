@@ -2,8 +2,8 @@
 
     rows = train(Experiment("addition", SETTINGS["sync_interval_20"], VARIANTS["rec_grpo"], seed=0, rate=2e-4))
 
-The objective and the shaping are the plugin's own (`trinity_rec.objective`, `trinity_rec.shaping`), chosen from the same
-preset table, so what is seen here is what `trinity run` trains with.
+The objective and the shaping are the plugin's own (`trinity_rec.objective`, `trinity_rec.shaping`), chosen from the
+same preset table, so what is seen here is what `trinity run` trains with.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ VARIANTS = {
         *(Variant(preset.name, preset.title, preset.name) for preset in PRESETS.values() if preset.name != "rec"),
         Variant("rec_oneside_nois_wide", "REC-OneSide-NoIS (0.6, 2.0)", "rec_oneside_nois", WIDE),
         Variant("rec_oneside_is_wide", "REC-OneSide-IS (0.6, 2.0)", "rec_oneside_is", WIDE),
-        *(Variant(f"rec_grpo_rate_{k}", f"GRPO, rate × {k}", "rec_grpo", rate_factor=k) for k in (2, 3, 4, 5)),
+        *(Variant(f"rec_grpo_rate_{k}", f"GRPO, {k} times the rate", "rec_grpo", rate_factor=k) for k in (2, 3, 4, 5)),
     )
 }
 

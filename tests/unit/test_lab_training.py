@@ -1,0 +1,113 @@
+"""A run repeats to the bit, rolls out with the weights its setting says, and trains by the plugin's own functions."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from trinity_rec.lab import training
+from trinity_rec.lab.training import COLUMNS, SETTINGS, VARIANTS, Experiment, Setting, train
+from trinity_rec.presets import PRESETS
+
+SHORT = Experiment(
+    "addition", SETTINGS["on_policy"], VARIANTS["rec_grpo"], 0, 5e-4, steps=6, problems=4, samples=4, evaluate_every=3
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def values(rows):
+    return np.array([[row[name] for name in COLUMNS] for row in rows])
+
+
+def test_the_same_seed_repeats_to_the_bit_and_another_does_not():
+    first, again = values(train(SHORT)), values(train(SHORT))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, values(train(replace(SHORT, seed=1))), equal_nan=True)
+
+
+def test_rows_come_before_training_and_at_every_evaluation():
+    rows = train(SHORT)
+    assert [row["step"] for row in rows] == [0, 3, 6]
+    assert all(tuple(row) == COLUMNS for row in rows)
+    assert np.isfinite(values(rows)[1:]).all()
+    assert 0 <= min(row["reward"] for row in rows) <= max(row["reward"] for row in rows) <= 1
+
+
+@pytest.mark.parametrize(
+    "setting, versions",
+    [
+        (SETTINGS["on_policy"], [0, 1, 2, 3, 4, 5]),
+        (SETTINGS["offline"], [0, 0, 0, 0, 0, 0]),
+        (Setting("", "", sync_interval=3), [0, 0, 0, 3, 3, 3]),
+        (Setting("", "", sync_offset=2), [0, 0, 0, 1, 2, 3]),
+        (Setting("", "", sync_interval=2, sync_offset=1), [0, 0, 0, 2, 2, 4]),
+    ],
+)
+def test_rollouts_come_from_the_weights_that_the_setting_says(setting, versions, monkeypatch):
+    assert [setting.rollout_version(step) for step in range(6)] == versions
+    trained, rolled_out = [], []
+
+    def sample(model, prompts, samples, *rest):
+        if samples == SHORT.samples:  # a rollout, not an evaluation
+            rolled_out.append(fingerprint(model.state_dict()))
+        return original_sample(model, prompts, samples, *rest)
+
+    def weights_of(model):
+        trained.append(fingerprint(model.state_dict()))
+        return original_weights_of(model)
+
+    original_sample, original_weights_of = training.sample, training.weights_of
+    monkeypatch.setattr(training, "sample", sample)
+    monkeypatch.setattr(training, "weights_of", weights_of)
+    train(replace(SHORT, setting=setting))
+    assert rolled_out == [trained[version] for version in versions]
+    assert len(set(rolled_out)) == len(set(versions))
+
+
+def fingerprint(weights):
+    return sum(weight.double().sum().item() for weight in weights.values())
+
+
+def test_on_policy_the_ratio_is_one_and_nothing_is_clipped():
+    for row in train(replace(SHORT, variant=VARIANTS["rec_ring_is"]))[1:]:
+        assert row["kl_rollout"] == pytest.approx(0, abs=1e-6)
+        assert row["clip_fraction"] == 0
+        assert row["effective_sample_size"] == pytest.approx(1, abs=1e-4)
+
+
+def test_offline_rollouts_get_stale():
+    rows = train(replace(SHORT, setting=SETTINGS["offline"], rate=5e-3, steps=12, evaluate_every=12))
+    assert rows[-1]["kl_rollout"] > 1e-3 and rows[-1]["kl_initial"] > 1e-3
+
+
+def test_every_preset_is_a_variant_with_the_table_s_arguments():
+    assert set(PRESETS) - {"rec"} <= set(VARIANTS)
+    for variant in VARIANTS.values():
+        objective, shaping = variant.objective(), variant.shaping()
+        expected = {**PRESETS[variant.preset].policy_loss, **variant.policy_loss}
+        assert {name: getattr(objective, name) for name in expected} == expected
+        assert {name: getattr(shaping, name) for name in PRESETS[variant.preset].advantage} == dict(
+            PRESETS[variant.preset].advantage
+        )
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_trains(name):
+    rows = train(replace(SHORT, variant=VARIANTS[name], setting=SETTINGS["sync_interval_20"], steps=3))
+    assert np.isfinite(values(rows)[1:]).all()
+
+
+@pytest.mark.slow
+def test_on_policy_training_raises_the_reward():
+    """The point of it all, at a rate that learns within seconds."""
+    experiment = Experiment("addition", SETTINGS["on_policy"], VARIANTS["rec_oneside_nois"], 0, 1e-3, steps=40)
+    rows = train(experiment)
+    assert rows[-1]["reward"] > rows[0]["reward"] + 0.15
