@@ -61,8 +61,9 @@ def test_the_losses_metrics():
 
 def test_the_groups_metrics():
     (table,) = tables("metrics.md", "The groups: `experience_pipeline/group_advantages/…`")
+    said = {"tokens": torch.arange(5), "prompt_length": 2, "logprobs": torch.zeros(3)}
     exps = [
-        Experience(eid=EID(batch=0, task=0, run=run), tokens=torch.arange(5), prompt_length=2, reward=reward)
+        Experience(eid=EID(batch=0, task=0, run=run), reward=reward, **said)
         for run, reward in enumerate([0.0, 0.0, 1.0])
     ]
     _, logged = RECAdvantage(drop="balance", reweight="adaptive").process(exps)

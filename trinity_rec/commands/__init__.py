@@ -10,7 +10,7 @@ import typer
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `trinity-rec`."""
-    from trinity_rec.commands import catalogue, check, reproduce, rewrite, schema
+    from trinity_rec.commands import catalogue, check, plot, reproduce, rewrite, schema
 
-    for family in (catalogue, rewrite, check, schema, reproduce):
+    for family in (catalogue, rewrite, check, schema, plot, reproduce):
         family.register(app)

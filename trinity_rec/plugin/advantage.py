@@ -71,7 +71,7 @@ class RECAdvantage(Shaping, AdvantageFn, ExperienceOperator):
             tokens=lambda: responses.tokens(exps),
             lottery=lambda: self._lottery(responses),
         )
-        metrics = self._group_metrics(responses.rewards, responses.group, shaped)
+        metrics = self._group_metrics(responses.rewards, responses.group, shaped) | _rollout_entropy(exps)
         if shaped.reweighting is not None:
             metrics["group_advantages/reweight_inverse_temperature"] = 1 / shaped.reweighting.temperature
             metrics["group_advantages/reweight_at_floor"] = float(shaped.reweighting.at_floor)
@@ -177,6 +177,19 @@ def _reward(exp: Experience) -> float:
     if exp.reward is not None:
         return float(exp.reward)
     return float("nan") if exp.token_level_reward is None else float(exp.token_level_reward.sum())
+
+
+def _rollout_entropy(exps: Sequence[Experience]) -> dict[str, float]:
+    """Minus the mean log-probability of the drawn tokens: in expectation the entropy of the rollout policy a token."""
+    if any(exp.logprobs is None for exp in exps):
+        return {}
+    total = tokens = 0.0
+    for first in range(0, len(exps), _CHUNK):
+        chunk = exps[first : first + _CHUNK]
+        drawn = torch.cat([exp.action_mask for exp in chunk]).float()
+        total -= torch.cat([exp.logprobs for exp in chunk]).float().dot(drawn).item()
+        tokens += drawn.sum().item()
+    return {"group_advantages/rollout_entropy": total / tokens} if tokens else {}
 
 
 def _write_back(exps: Sequence[Experience], of_experience: list[int], advantages: Tensor, in_loss: Tensor) -> None:
