@@ -10,7 +10,7 @@ import typer
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `trinity-rec`."""
-    from trinity_rec.commands import catalogue, check, plot, reproduce, rewrite, schema
+    from trinity_rec.commands import catalogue, check, paper, plot, reproduce, rewrite, schema
 
-    for family in (catalogue, rewrite, check, schema, plot, reproduce):
+    for family in (catalogue, rewrite, check, schema, plot, reproduce, paper):
         family.register(app)
