@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from trinity_rec.commands.terminal import UsageError, known_name, print_table, stderr, stdout
+from trinity_rec.commands.terminal import UsageError, print_table, stderr, stdout
 
 _EXAMPLE = "Example: trinity-rec reproduce --quick C2 C3"
 _COLOUR = {"holds": "green", "does not hold": "red", "inconclusive": "yellow"}
@@ -38,14 +38,16 @@ def reproduce_command(
     except ModuleNotFoundError as error:
         raise UsageError(f"{error.name} is not installed; pip install 'trinity-rec[lab]'") from error
 
-    names = [known_name(name.upper(), reproduce.ALL_CLAIMS, "claim") for name in claims or reproduce.ALL_CLAIMS]
+    names = sorted({name.upper() for name in claims or reproduce.ALL_CLAIMS})
+    if unknown := [name for name in names if name not in reproduce.ALL_CLAIMS]:
+        raise UsageError(f"no claim {unknown[0]!r}; known: {', '.join(reproduce.ALL_CLAIMS)}")
     scale = reproduce.QUICK if quick else reproduce.FULL
     out = out or Path("runs") / ("reproduce-quick" if quick else "reproduce")
     workers = workers or os.cpu_count() or 1
     if rates:
         print_table(_table_of_rates(reproduce.measure_rates(scale, out, workers, stderr())))
         return
-    judged = reproduce.reproduce(sorted(set(names)), scale, out, workers, stderr())
+    judged = reproduce.reproduce(names, scale, out, workers, stderr())
     table = Table()
     for column in ("claim", "verdict", "effect", "95 % interval", "decided by"):
         table.add_column(column)

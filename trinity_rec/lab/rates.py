@@ -26,7 +26,7 @@ CANDIDATES = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3)
 SEEDS = (100, 101, 102)
 ENOUGH = 0.9
 
-RATES: dict[str, float] = {"addition": 5e-4, "word_problems": 5e-4, "tool_call": 5e-4}
+RATES: dict[str, float] = {"addition": 5e-4, "word_problems": 2e-4, "tool_call": 2e-4}
 
 
 def jobs(task: str, steps: int, out: Path) -> dict[float, list[Job]]:

@@ -65,8 +65,7 @@ def reproduce(names: Sequence[str], scale: Scale, out: Path, workers: int, conso
     """
     started = time.monotonic()
     claim_directory(out, scale)
-    runs = [each for name in names if name != BANDIT for each in cells(name, scale)]
-    runs = list(dict.fromkeys(runs))
+    runs = cells([name for name in names if name != BANDIT], scale)
     jobs = [job(out, scale, cell, seed) for cell in runs for seed in range(scale.seeds)]
     if BANDIT in names:
         jobs = [*bandit_jobs(out, scale), *jobs]
@@ -112,21 +111,24 @@ Cell = tuple[str, str, str]
 """Task, setting, variant."""
 
 
-def cells(name: str, scale: Scale) -> list[Cell]:
-    """What a claim needs; with `every_variant` all algorithms at the task's own rate in all settings besides."""
-    claim = CLAIMS[name]
+def cells(names: Sequence[str], scale: Scale) -> list[Cell]:
+    """What the claims need; with `every_variant` then all algorithms at the tasks' own rates in all settings."""
     needed = [
-        (task, setting, variant) for task in scale.tasks for setting in claim.settings for variant in claim.variants
+        (task, setting, variant)
+        for name in names
+        for setting in CLAIMS[name].settings
+        for variant in CLAIMS[name].variants
+        for task in scale.tasks
     ]
-    if scale.every_variant:
+    if names and scale.every_variant:
         needed += [
             (task, setting, variant.name)
-            for task in scale.tasks
-            for setting in SETTINGS
             for variant in VARIANTS.values()
             if variant.rate_factor == 1
+            for setting in SETTINGS
+            for task in scale.tasks
         ]
-    return needed
+    return list(dict.fromkeys(needed))
 
 
 def job(out: Path, scale: Scale, cell: Cell, seed: int) -> Job:
