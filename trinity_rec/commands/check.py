@@ -153,7 +153,9 @@ class _Check:
         self.findings: list[Finding] = []
 
     def add(self, level: str, keys: tuple[Key, ...], message: str, suggestion: str = "") -> None:
-        finding = Finding(level, self.document.line(keys), dotted(keys), message, suggestion)
+        from trinity_rec.plugin.arguments import shortened
+
+        finding = Finding(level, self.document.line(keys), shortened(dotted(keys)), shortened(message), suggestion)
         if finding not in self.findings:
             self.findings.append(finding)
 
@@ -232,10 +234,9 @@ class _Check:
         """The configuration as Trinity loads it; what depends on an environment that is not here keeps its default."""
         from omegaconf import OmegaConf
         from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
-        from trinity.common.config import Config
 
         try:
-            merged = OmegaConf.merge(OmegaConf.structured(Config), data)
+            merged = OmegaConf.merge(_blank(), data)
         except OmegaConfBaseException:  # an interpolation in place of a mapping is resolved at once
             merged = OmegaConf.create(data)
         for keys, value in list(_interpolations(data)):
@@ -251,7 +252,7 @@ class _Check:
                     self.add(ERROR, keys, f"{value}: {str(error).splitlines()[0]}")
                 _drop(data, keys)
         try:
-            return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), data))
+            return OmegaConf.to_object(OmegaConf.merge(_blank(), data))
         except OmegaConfBaseException as error:
             keys = tuple(parsed_key(error.full_key or ""))
             self.add(ERROR, keys, str(error).splitlines()[0])
@@ -262,6 +263,8 @@ class _Check:
     def _resolve_algorithm(self, config: Config) -> str | None:
         """The preset's name; None where the YAML names another algorithm, which then is said."""
         from trinity.algorithm import ALGORITHM_TYPE
+
+        from trinity_rec.plugin.arguments import shortened
 
         keys = ("algorithm", "algorithm_type")
         name = config.algorithm.algorithm_type
@@ -293,12 +296,17 @@ class _Check:
             hint = f"`trinity-rec use {counterpart} {self.document.path}`" if counterpart else "see `trinity-rec list`"
             self.add(DOUBT, keys, f"{name} is Trinity's own: its arguments are not judged here", f"to switch: {hint}")
         elif "." in name and not name.startswith("trinity_rec."):
-            self.add(DOUBT, keys, f"{name} is a class of your own: its arguments are not judged here")
+            problem = _import_problem(name, type(ALGORITHM_TYPE.get("grpo")))
+            if problem is not None:
+                self.add(ERROR, keys, problem, "the dotted path of an AlgorithmType, or see `trinity-rec list`")
+                config.algorithm.algorithm_type = type(config.algorithm)().algorithm_type
+            else:
+                self.add(DOUBT, keys, f"{name} is a class of your own: its arguments are not judged here")
         else:
             near = closest(plain, PRESETS)
             known = [*(f"trinity_rec.{preset}" for preset in PRESETS), *upstream]
             hint = f"did you mean trinity_rec.{near}?" if near else did_you_mean(name, known)
-            self.add(ERROR, keys, f"no algorithm {name!r}", hint)
+            self.add(ERROR, keys, f"no algorithm {shortened(repr(name), 100)}", hint)
         return None
 
     def _plugin_check(self, config: Config) -> None:
@@ -410,7 +418,7 @@ class _Check:
                     keys = self._mentioned(message, section)
                     if "path is not configured" in message and any(each[-1] == "path" for each in absent):
                         continue  # it comes from the environment, and is doubted already
-                    self.add(ERROR, keys, message if len(message) < 300 else f"{message[:300]}…")
+                    self.add(ERROR, keys, message)
 
     @property
     def errors(self) -> list[Finding]:
@@ -435,6 +443,15 @@ def _schema(dataclass: type) -> Any:
     from omegaconf import OmegaConf
 
     return OmegaConf.structured(dataclass)
+
+
+@functools.cache
+def _blank() -> Any:
+    """Trinity's configuration without any content, to merge with."""
+    from omegaconf import OmegaConf
+    from trinity.common.config import Config
+
+    return OmegaConf.structured(Config)
 
 
 def dotted(keys: tuple[Key, ...]) -> str:
@@ -527,17 +544,18 @@ def _reset(config: Any, defaults: Any, keys: tuple[Key, ...]) -> bool:
     return True
 
 
-def _import_problem(name: str) -> str | None:
+def _import_problem(name: str, kind: type = object) -> str | None:
+    """Why this dotted path is not that of an instance of `kind`; None if it is."""
     from importlib import import_module
 
     module, _, attribute = name.rpartition(".")
     if not module:
         return f"no {name!r}"
     try:
-        getattr(import_module(module), attribute)
+        found = getattr(import_module(module), attribute)
     except Exception as error:
-        return f"{name} cannot be imported: {str(error).splitlines()[0]}"
-    return None
+        return f"{name} cannot be imported: {next(iter(str(error).splitlines()), type(error).__name__)}"
+    return None if isinstance(found, kind) else f"{name} is {type(found).__name__}, not an algorithm"
 
 
 def _own_blocks() -> list[str]:

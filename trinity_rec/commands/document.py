@@ -10,11 +10,16 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.error import YAMLError as RuamelYAMLError
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
 from trinity_rec.commands.terminal import UsageError
 
 Key = str | int
+
+# Far above any configuration; what is larger would keep a reader busy for minutes, or for ever.
+_LARGEST_FILE = 2**20  # bytes
+_LARGEST_TREE = 100_000  # values, with what aliases repeat
 
 
 @dataclass(frozen=True)
@@ -49,16 +54,23 @@ class Document:
         """Raises UsageError as `read` does."""
         from omegaconf import OmegaConf
         from omegaconf.errors import OmegaConfBaseException
-        from yaml import MarkedYAMLError as TrinityYAMLError
+        from yaml import MarkedYAMLError as TrinityMarkedYAMLError
+        from yaml import YAMLError as TrinityYAMLError
 
+        if len(text) > _LARGEST_FILE:
+            raise UsageError(f"{path}: larger than {_LARGEST_FILE} bytes: not a Trinity configuration")
         try:
             root = YAML(typ="rt", pure=True).compose(io.StringIO(text.removeprefix("\ufeff")))
+            if root is not None and _size(root, {}) > _LARGEST_TREE:
+                raise ValueError(f"more than {_LARGEST_TREE} values, or an alias that contains itself")
             data = OmegaConf.to_container(OmegaConf.load(io.StringIO(text.removeprefix("\ufeff"))), resolve=False)
-        except (MarkedYAMLError, TrinityYAMLError) as error:
+        except (MarkedYAMLError, TrinityMarkedYAMLError) as error:
             mark = error.problem_mark or error.context_mark
             problem = " ".join(str(error.problem or error.context).split())
             raise UsageError(f"{path}:{mark.line + 1 if mark else 1}: not readable as YAML: {problem}") from error
-        except (OmegaConfBaseException, OSError, ValueError) as error:
+        except RecursionError as error:
+            raise UsageError(f"{path}: not readable as YAML: nested too deeply") from error
+        except (OmegaConfBaseException, RuamelYAMLError, TrinityYAMLError, OSError, ValueError) as error:
             raise UsageError(f"{path}: not readable as YAML: {str(error).splitlines()[0]}") from error
         if not isinstance(root, MappingNode) or not isinstance(data, dict):
             raise UsageError(f"{path}:1: not a Trinity configuration: not a mapping of keys to values")
@@ -74,6 +86,17 @@ class Document:
                 break
             line, node = found
         return line + 1
+
+
+def _size(node: Node, known: dict[int, float]) -> float:
+    """How many values the tree has once every alias is written out; infinite where an alias contains itself."""
+    if id(node) not in known:
+        known[id(node)] = float("inf")  # until it is known
+        inner = node.value if isinstance(node, SequenceNode) else []
+        if isinstance(node, MappingNode):
+            inner = [each for pair in node.value for each in pair]
+        known[id(node)] = 1 + sum(_size(each, known) for each in inner)
+    return known[id(node)]
 
 
 def _child(node: Node, key: Key) -> tuple[int, Node] | None:

@@ -6,15 +6,20 @@ defaults of its own; what is decided here reaches every process with the configu
 
 from __future__ import annotations
 
+import math
+from difflib import get_close_matches
 from functools import cache
+from importlib import import_module
+from numbers import Real
 from typing import Any, ClassVar
 
 from trinity.algorithm.algorithm import AlgorithmType
 from trinity.common.config import Config
 from trinity.utils.log import get_logger
 
+import trinity_rec
 from trinity_rec.plugin.advantage import RECAdvantage
-from trinity_rec.plugin.arguments import build
+from trinity_rec.plugin.arguments import build, shortened
 from trinity_rec.plugin.policy_loss import RECPolicyLoss
 from trinity_rec.plugin.sample_strategy import strategy_named
 from trinity_rec.presets import PRESETS, Preset
@@ -61,6 +66,7 @@ class PresetAlgorithm(AlgorithmType):
         for key, value in cls.default_config().items():
             if key != "kl_loss_fn" and getattr(algorithm, key) is None:
                 setattr(algorithm, key, value)
+        _refuse_what_cannot_be(config)
         if config.model.tinker.enable:
             _refuse_tempered_rollouts(config)
             _let_loss_normalise(config)
@@ -76,6 +82,30 @@ class PresetAlgorithm(AlgorithmType):
             )
             needs_reference = True
         algorithm.algorithm_type = f"trinity_rec.{cls.preset.name}" + ("_with_reference" if needs_reference else "")
+
+
+def _refuse_what_cannot_be(config: Config) -> None:
+    """Counts below one, which Trinity lets pass, and blocks of this package that are not there, which it imports."""
+    for key, count in (
+        ("algorithm.repeat_times", config.algorithm.repeat_times),
+        ("buffer.batch_size", config.buffer.batch_size),
+        ("buffer.train_batch_size", config.buffer.train_batch_size or 1),  # 0: Trinity fills it in
+        ("model.max_model_len", 1 if config.model.max_model_len is None else config.model.max_model_len),
+    ):
+        if count < 1:
+            raise ValueError(f"{key}={count!r} is not a whole number of at least 1")
+    for key in ("policy_loss_fn", "advantage_fn", "sample_strategy"):
+        name = getattr(config.algorithm, key)
+        package, _, block = name.rpartition(".")
+        if package.split(".")[0] != "trinity_rec":
+            continue
+        try:
+            getattr(import_module(package), block)
+        except (ImportError, AttributeError):
+            near = get_close_matches(block[:100], trinity_rec.__all__, n=1)
+            hint = f"; did you mean trinity_rec.{near[0]}?" if near else ""
+            message = f"algorithm.{key}={shortened(repr(name), 100)}: trinity_rec has no such block{hint}"
+            raise ValueError(message) from None
 
 
 def _complete_policy_loss(config: Config, preset: Preset, strategy_args: dict[str, Any]) -> None:
@@ -126,6 +156,8 @@ def _complete_kl(config: Config) -> bool:
     args = algorithm.kl_loss_fn_args or {}
     named = algorithm.kl_loss_fn not in (None, "none")
     coefficient = args.get("kl_coef", _DEFAULT_KL_COEF if named else 0.0)
+    if not isinstance(coefficient, Real) or isinstance(coefficient, bool) or not 0 <= float(coefficient) < math.inf:
+        raise ValueError(f"algorithm.kl_loss_fn_args.kl_coef={coefficient!r} is not a number of at least 0")
     if algorithm.kl_loss_fn == "none" or not coefficient:
         algorithm.kl_loss_fn = "none"
         return False

@@ -18,10 +18,15 @@ def build(factory: Callable[..., T], where: str, known: Collection[str], given: 
     """
     for name in given:
         if name not in known:
-            near = get_close_matches(str(name), known, n=1)
+            near = get_close_matches(str(name)[:100], known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"
-            raise ValueError(f"{where}: unknown argument {name!r}; {hint}")
+            raise ValueError(f"{where}: unknown argument {shortened(repr(name), 100)}; {hint}")
     try:
         return factory(**given)
     except ValueError as error:
-        raise ValueError(f"{where}.{error}") from error
+        raise ValueError(f"{where}.{shortened(str(error))}") from error
+
+
+def shortened(message: str, most: int = 500) -> str:
+    """A message that repeats what a user wrote, which may be a whole file, with its middle left out."""
+    return message if len(message) <= most else f"{message[: most // 2]}…{message[-most // 2 :]}"

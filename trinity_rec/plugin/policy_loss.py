@@ -34,6 +34,8 @@ class RECPolicyLoss(PolicyLossFn):
 
     def __init__(self, backend: str = "verl", sample_weight: bool = False, **objective: Any) -> None:
         super().__init__(backend=backend)
+        if not isinstance(sample_weight, bool):
+            raise ValueError(f"sample_weight={sample_weight!r} is not true or false")
         self.objective = Objective(**objective)
         columns = ["old_logprob", "action_mask", "advantages", *(["sample_weight"] if sample_weight else [])]
         # A column that the batch lacks is a KeyError on verl; its legacy trainer (verl < 0.8) ships no normalisers.
