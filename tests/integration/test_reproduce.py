@@ -53,6 +53,7 @@ def test_reinforce_ends_on_the_second_best_arm(done):
 def test_every_run_has_its_curve_and_every_claim_its_figure(done):
     out, _ = done
     for name in ALL_CLAIMS:
+        assert f"![{name}]({name}.png)" in (out / "report.md").read_text()
         assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     curves = list((out / "curves" / "addition").glob("*/*/seed_*.csv"))
     cells = set(reproduce.cells(ALL_CLAIMS[1:], TINY))

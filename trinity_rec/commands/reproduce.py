@@ -62,7 +62,9 @@ def reproduce_command(
             each["decided_by"],
         )
     print_table(table)
-    stdout().print(f"In {out}: claims.json, rewards.csv, a figure a claim (C1.png …), every run's curve in curves/")
+    stdout().print(
+        f"In {out}: report.md, claims.json, rewards.csv, a figure a claim (C1.png …), every run's curve in curves/"
+    )
 
 
 def _table_of_rates(gains: dict[str, dict[float, float]]) -> Table:

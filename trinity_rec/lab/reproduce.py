@@ -23,6 +23,7 @@ from rich.console import Console
 from trinity_rec.lab import bandit, figures, rates
 from trinity_rec.lab.claims import CLAIMS, Curve, Judged, judge, judge_part, verdict
 from trinity_rec.lab.grid import Job, read_rows, run_grid
+from trinity_rec.lab.report import report
 from trinity_rec.lab.statistics import Estimate, final, resampled_means
 from trinity_rec.lab.tasks import TASKS
 from trinity_rec.lab.training import SETTINGS, VARIANTS, Experiment, train
@@ -50,7 +51,7 @@ class Scale:
 
 
 FULL = Scale(tuple(TASKS), seeds=5, steps=120, every_variant=True)
-QUICK = Scale(("addition",), seeds=3, steps=80, every_variant=False)
+QUICK = Scale(("addition",), seeds=4, steps=100, every_variant=False)
 
 
 class OtherResults(ValueError):
@@ -87,6 +88,7 @@ def reproduce(names: Sequence[str], scale: Scale, out: Path, workers: int, conso
         judged.append(judge(name, claim.statement, claim.rule, parts))
         figures.draw_claim(claim, scale.tasks, curves, out / f"{name}.png")
     (out / "claims.json").write_text(json.dumps(judged, indent=2) + "\n", encoding="utf-8")
+    (out / "report.md").write_text(report(judged), encoding="utf-8")
     write_rewards(runs, curves, out / "rewards.csv")
     console.print(f"{len(jobs)} runs, {time.monotonic() - started:.0f} s in this call")
     return judged

@@ -1,0 +1,63 @@
+"""What was measured, as Markdown: the verdicts, and for each claim its parts with effects and intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from trinity_rec.lab.bandit import BANDIT_VARIANTS
+from trinity_rec.lab.tasks import TASKS
+from trinity_rec.lab.training import SETTINGS
+
+
+def summary_table(judged: Sequence[dict[str, Any]]) -> str:
+    """One row a claim."""
+    rows = ["| claim | verdict | effect | 95 % interval | decided by |", "|---|---|---|---|---|"]
+    for each in judged:
+        effect, interval = _numbers(each)
+        rows.append(f"| {each['claim']} | **{each['verdict']}** | {effect} | {interval} | {each['decided_by']} |")
+    return "\n".join(rows)
+
+
+def parts_table(claim: dict[str, Any]) -> str:
+    """One row a part of a claim, with the cells that say something else than the whole."""
+    rows = ["| part | effect | 95 % interval | verdict | cells that differ |", "|---|---|---|---|---|"]
+    for part in claim["parts"]:
+        effect, interval = _numbers(part)
+        others = [
+            f"{TASKS[cell['task']].title}, {SETTINGS[cell['setting']].title}: {cell['verdict']} ({cell['effect']:+.3f})"
+            for cell in part["cells"]
+            if cell["verdict"] != part["verdict"]
+        ]
+        rows.append(f"| {part['statement']} | {effect} | {interval} | {part['verdict']} | {'; '.join(others)} |")
+    return "\n".join(rows)
+
+
+def mass_table(final_mass: dict[str, dict[str, list[float]]]) -> str:
+    """One row a variant of the bandit: the mass on each arm at the end."""
+    rows = ["| variant | exact gradient: arms 1, 2, 3 | sampled: arms 1, 2, 3 |", "|---|---|---|"]
+    for name, variant in BANDIT_VARIANTS.items():
+        masses = (", ".join(f"{mass:.2f}" for mass in final_mass[source][name]) for source in ("exact", "sampled"))
+        rows.append(f"| {variant.title} | {' | '.join(masses)} |")
+    return "\n".join(rows)
+
+
+def report(judged: Sequence[dict[str, Any]]) -> str:
+    """The whole of it, beside its figures."""
+    pieces = ["# The claims, measured", summary_table(judged)]
+    for each in judged:
+        pieces += [
+            f"## {each['claim']}: {each['verdict']}",
+            each["statement"],
+            f"![{each['claim']}]({each['claim']}.png)",
+            parts_table(each),
+            f"Rule: {each['rule']}",
+        ]
+        if "final_mass" in each:
+            pieces.append(mass_table(each["final_mass"]))
+    return "\n\n".join(pieces) + "\n"
+
+
+def _numbers(each: dict[str, Any]) -> tuple[str, str]:
+    low, high = each["interval"]
+    return f"{each['effect']:+.3f}", f"{low:+.3f} to {high:+.3f}"
