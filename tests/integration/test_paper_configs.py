@@ -1,4 +1,4 @@
-"""Every YAML of the paper's experiments, composed as users get it, passes the checks of Trinity itself; no GPU needed."""
+"""Every YAML of the paper's experiments, composed as users get it, passes the checks of Trinity itself."""
 
 from __future__ import annotations
 

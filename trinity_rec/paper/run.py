@@ -205,7 +205,7 @@ def rewound(directory: Path, training: DictConfig, step: int) -> DictConfig:
         if meta.name != "benchmark_meta.json" and (meta.name.startswith("explorer") or not step):
             meta.unlink()
     if not step:
-        return training
+        return training.copy()
     place = {"latest_iteration": step, "taskset_states": [{"current_index": step * training.buffer.batch_size}]}
     (directory / "explorer_meta.json").write_text(json.dumps(place, indent=2), encoding="utf-8")
     resumed = training.copy()
@@ -245,6 +245,9 @@ def attempt(run: Run, stage: str, config: DictConfig) -> Iterator[tuple[Session,
     """
     launches = run.directory / "launch"
     place = launches / f"{stage}-{1 + len(list(launches.glob('*-[0-9]*')))}"
+    # Trinity's Synchronizer is detached, and its way to end (`exit_actor` in a background task) leaves it there, deaf:
+    # a later start in the same Ray namespace would get it by its name, and wait for it forever.
+    OmegaConf.update(config, "ray_namespace", f"{run.name}/{place.name}")
     path = write_yaml(config, place / "config.yaml")
     # What lies in Trinity's own log directory counts as this start's: the logs of the one before move away.
     if (old := run.directory / "log").exists():
