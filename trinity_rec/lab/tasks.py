@@ -36,10 +36,10 @@ class Vocabulary:
 
     PAD, END = "<|pad|>", "<|end|>"
     pad, end = 0, 1
-    _PIECE = re.compile(r"[a-z_]+|\S")
+    PIECE = re.compile(r"[a-z_]+|\S")
 
     def __init__(self, texts: Iterable[str]) -> None:
-        pieces = {piece for text in texts for piece in self._PIECE.findall(text)}
+        pieces = {piece for text in texts for piece in self.PIECE.findall(text)}
         self.tokens = [self.PAD, self.END, *sorted(pieces)]
         self._ids = {token: number for number, token in enumerate(self.tokens)}
 
@@ -47,7 +47,7 @@ class Vocabulary:
         return len(self.tokens)
 
     def encode(self, text: str) -> list[int]:
-        return [self._ids[piece] for piece in self._PIECE.findall(text)]
+        return [self._ids[piece] for piece in self.PIECE.findall(text)]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text up to the end token, without spaces."""
