@@ -45,6 +45,7 @@ from trinity_rec.quickstart.run import watch
 from trinity_rec.shipped import shipped
 
 TASK, SETTING = "addition", "sync_interval_20"
+PATIENCE = 900  # seconds without a step; Trinity starts in half a minute, but not on cores that others keep busy
 ALGORITHMS = ("rec_reinforce", "rec_grpo", "rec_oneside_is", "rec_oneside_nois")
 # The lab's columns that Trinity logs too. Its entropy and effective sample size are others: of the rollout policy, and
 # of single responses.
@@ -123,7 +124,8 @@ class Run:
                 "TRINITY_REC_TASKS": str(place / "tasks"),
                 "TRINITY_REC_BASE_URL": session.base_url,
             }
-            for step in session.run_trinity(place / "config.yaml", job_root=place, total_steps=self.steps):
+            trained = session.run_trinity(place / "config.yaml", place, total_steps=self.steps, patience=PATIENCE)
+            for step in trained:
                 steps.append(step)
                 yield step
         shutil.rmtree(place / "weights")
