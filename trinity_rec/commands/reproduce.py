@@ -13,7 +13,7 @@ from trinity_rec.commands.terminal import UsageError, print_table, stderr, stdou
 
 _EXAMPLE = "Example: trinity-rec reproduce --quick C2 C3"
 _COLOUR = {"holds": "green", "does not hold": "red", "inconclusive": "yellow"}
-_CLAIM = typer.Argument(metavar="[CLAIM]...", help="C1 to C8; all of them by default.")
+_CLAIM = typer.Argument(metavar="CLAIM", help="C1 to C8; all of them by default.")
 
 
 def register(app: typer.Typer) -> None:
@@ -27,6 +27,9 @@ def reproduce_command(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes, one thread each; one a core by default.")
     ] = None,
+    trinity: Annotated[
+        bool, typer.Option("--trinity", help="Also four runs through the real `trinity run`; takes tens of minutes.")
+    ] = False,
     rates: Annotated[bool, typer.Option("--rates", help="Measure the tasks' learning rates instead.")] = False,
 ) -> None:
     """Measure the paper's claims on small models: curves, a figure a claim, effects with intervals, verdicts.
@@ -47,7 +50,7 @@ def reproduce_command(
     if rates:
         print_table(_table_of_rates(reproduce.measure_rates(scale, out, workers, stderr())))
         return
-    judged = reproduce.reproduce(names, scale, out, workers, stderr())
+    judged = reproduce.reproduce(names, scale, out, workers, stderr(), trinity)
     table = Table()
     for column in ("claim", "verdict", "effect", "95 % interval", "decided by"):
         table.add_column(column)

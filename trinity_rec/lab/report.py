@@ -7,7 +7,7 @@ from typing import Any
 
 from trinity_rec.lab.bandit import BANDIT_VARIANTS
 from trinity_rec.lab.tasks import TASKS
-from trinity_rec.lab.training import SETTINGS
+from trinity_rec.lab.training import SETTINGS, VARIANTS
 
 
 def summary_table(judged: Sequence[dict[str, Any]]) -> str:
@@ -42,8 +42,18 @@ def mass_table(final_mass: dict[str, dict[str, list[float]]]) -> str:
     return "\n".join(rows)
 
 
-def report(judged: Sequence[dict[str, Any]]) -> str:
-    """The whole of it, beside its figures."""
+def trinity_table(side_by_side: Sequence[dict[str, Any]]) -> str:
+    """One row an algorithm: the reward of the last rollouts in the lab and through `trinity run`, and its seconds."""
+    rows = ["| algorithm | lab, by seed | `trinity run` | seconds |", "|---|---|---|---|"]
+    for each in side_by_side:
+        lab, trinity = (", ".join(f"{reward:.2f}" for reward in each[f"{side}_final"]) for side in ("lab", "trinity"))
+        seconds = ", ".join(f"{spent:.0f}" for spent in each["seconds"])
+        rows.append(f"| {VARIANTS[each['variant']].title} | {lab} | {trinity} | {seconds} |")
+    return "\n".join(rows)
+
+
+def report(judged: Sequence[dict[str, Any]], side_by_side: Sequence[dict[str, Any]] | None) -> str:
+    """The whole of it, beside its figures; `side_by_side` is what `through_trinity` gave, if it was run."""
     pieces = ["# The claims, measured", summary_table(judged)]
     for each in judged:
         pieces += [
@@ -55,6 +65,14 @@ def report(judged: Sequence[dict[str, Any]]) -> str:
         ]
         if "final_mass" in each:
             pieces.append(mass_table(each["final_mass"]))
+    if side_by_side is not None:
+        pieces += [
+            "## Through Trinity",
+            "Addition at sync_interval 20: the mean reward of the last 20 steps' rollouts, in the lab and through the "
+            "real `trinity run` on the local backend.",
+            "![The lab and trinity run](trinity/trinity.png)",
+            trinity_table(side_by_side),
+        ]
     return "\n\n".join(pieces) + "\n"
 
 

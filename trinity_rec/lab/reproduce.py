@@ -58,8 +58,12 @@ class OtherResults(ValueError):
     """The directory holds results of another scale or of other learning rates."""
 
 
-def reproduce(names: Sequence[str], scale: Scale, out: Path, workers: int, console: Console) -> list[dict[str, Any]]:
+def reproduce(
+    names: Sequence[str], scale: Scale, out: Path, workers: int, console: Console, trinity: bool = False
+) -> list[dict[str, Any]]:
     """Measure the claims `names`; writes everything to `out` and returns the objects of `claims.json`.
+
+    With `trinity` the central contrast also goes through the real `trinity run` (`through_trinity.py`).
 
     Raises:
         OtherResults: `out` holds the runs of another scale, which must not be mixed with these.
@@ -88,7 +92,13 @@ def reproduce(names: Sequence[str], scale: Scale, out: Path, workers: int, conso
         judged.append(judge(name, claim.statement, claim.rule, parts))
         figures.draw_claim(claim, scale.tasks, curves, out / f"{name}.png")
     (out / "claims.json").write_text(json.dumps(judged, indent=2) + "\n", encoding="utf-8")
-    (out / "report.md").write_text(report(judged), encoding="utf-8")
+    if trinity:
+        from trinity_rec.lab.through_trinity import through_trinity  # needs the packages of the local backend
+
+        through_trinity(out / "trinity", out / "curves", scale.steps, scale.seeds, workers, console)
+    summary = out / "trinity" / "trinity.json"
+    side_by_side = json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else None
+    (out / "report.md").write_text(report(judged, side_by_side), encoding="utf-8")
     write_rewards(runs, curves, out / "rewards.csv")
     console.print(f"{len(jobs)} runs, {time.monotonic() - started:.0f} s in this call")
     return judged
