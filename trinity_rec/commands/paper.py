@@ -166,7 +166,7 @@ def gather(root: Path) -> None:
     from trinity_rec.paper import results
 
     found = results.logged(results.found_runs(root))
-    rows = [results.row(run, logs) for run, logs in found.items()]
+    rows = [results.row(run, logs) for run, logs in found]
     results.write_csv(rows, root / "results.csv")
     figures = results.draw_figures(found, root / "figures")
     print_table(results.table(rows))

@@ -157,7 +157,8 @@ def typed(config: DictConfig, name: str) -> DictConfig:
             f"{name}: Trinity has no setting {error.full_key}; {did_you_mean(str(error.key), known)}"
         ) from error
     except OmegaConfBaseException as error:
-        raise UsageError(f"{name}: {error.full_key}: {str(error).splitlines()[0]}") from error
+        place = f"{name}: {error.full_key}" if error.full_key else name
+        raise UsageError(f"{place}: {str(error).splitlines()[0]}") from error
     assert isinstance(merged, DictConfig)
     return merged
 
@@ -185,7 +186,7 @@ def header(run: Run) -> str:
     experiment = run.experiment
     lines = [
         f"# {run.name}: {experiment.task.model} on {experiment.task.title}, {experiment.setting.title},",
-        f"# {experiment.algorithm.title}; figures {', '.join(experiment.figures)} of arXiv 2509.24203.",
+        f"# {experiment.algorithm.title}; figure {' and '.join(experiment.figures)} of arXiv 2509.24203.",
         f"# Composed by `trinity-rec paper write {experiment.name} --seed {run.seed}`.",
     ]
     chosen = ours(experiment)

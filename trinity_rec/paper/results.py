@@ -6,6 +6,7 @@ training, which samples with the rollouts' weights, so with weights as old as th
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import re
 from collections.abc import Iterable, Iterator
@@ -61,14 +62,12 @@ def found_runs(root: Path) -> Iterator[Run]:
             yield Run(experiment, seed, root)
 
 
-def logged(runs: Iterable[Run]) -> dict[Run, events.Run]:
-    """What the runs logged, without those that have logged nothing yet."""
-    found = {}
+def logged(runs: Iterable[Run]) -> list[tuple[Run, events.Run]]:
+    """The runs with what they logged, without those that have logged nothing yet."""
+    found = []
     for run in runs:
-        try:
-            found[run] = events.read_run(run.directory)
-        except events.LogsError:
-            continue
+        with contextlib.suppress(events.LogsError):
+            found.append((run, events.read_run(run.directory)))
     return found
 
 
@@ -91,7 +90,7 @@ def row(run: Run, logs: events.Run) -> Row:
         experiment=run.experiment.name,
         seed=run.seed,
         figures=" ".join(run.experiment.figures),
-        steps=int(trained.steps[-1]) if trained is not None else 0,
+        steps=int(trained.steps[-1]) if trained is not None and len(trained.steps) else 0,
         **values,
         **last,
     )
@@ -100,7 +99,7 @@ def row(run: Run, logs: events.Run) -> Row:
 def accuracy(logs: events.Run) -> tuple[str, events.Series] | None:
     """Tag and series of the held-out accuracy; `mode: bench` goes before the evaluation during training."""
     tags = sorted(tag for role in logs.roles.values() for tag in role if ACCURACY_TAG.fullmatch(tag))
-    return next(((tag, series) for tag in tags if (series := find(logs, tag)) is not None), None)
+    return next(((tag, series) for tag in tags if (series := find(logs, tag)) is not None and len(series.steps)), None)
 
 
 def write_csv(rows: Iterable[Row], path: Path) -> Path:
@@ -126,22 +125,22 @@ def table(rows: Iterable[Row]) -> Table:
     return shown
 
 
-def draw_figures(runs: dict[Run, events.Run], directory: Path) -> list[Path]:
+def draw_figures(runs: list[tuple[Run, events.Run]], directory: Path) -> list[Path]:
     """A picture for each of the paper's figures that there are runs of: settings side by side, measures below each
     other, the mean over seeds with a band."""
     return [path for figure in FIGURES if (path := _draw(figure, runs, directory)) is not None]
 
 
-def _draw(figure: Figure, runs: dict[Run, events.Run], directory: Path) -> Path | None:
+def _draw(figure: Figure, runs: list[tuple[Run, events.Run]], directory: Path) -> Path | None:
     groups: dict[str, list[Group]] = {}
     for setting in figure.settings:
         for name in figure.algorithms:
-            seeds = [logs for run, logs in runs.items() if run.experiment.name == f"{figure.task}/{setting}/{name}"]
+            seeds = [logs for run, logs in runs if run.experiment.name == f"{figure.task}/{setting}/{name}"]
             if seeds:
                 groups.setdefault(setting, []).append(Group(ALGORITHMS[name].title, name, tuple(seeds)))
     if not groups:
         return None
-    panels = [_accuracy_panel(runs.values()), *(_panel(name) for name in DRAWN)]
+    panels = [_accuracy_panel(logs for _, logs in runs), *(_panel(name) for name in DRAWN)]
     canvas, grid = figure_grid(len(panels), len(groups))
     for column, (setting, compared) in enumerate(groups.items()):
         for line, panel in enumerate(panels):

@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,12 +25,13 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from trinity_rec.commands.terminal import UsageError
-from trinity_rec.launch import MARK, LaunchError, Session, last_error, signals_as_exit
+from trinity_rec.launch import MARK, LaunchError, Session, last_error, script, signals_as_exit
 from trinity_rec.paper.compose import Run
 from trinity_rec.plot.events import LogsError, read_run
 from trinity_rec.quickstart.run import watch
 
 PATIENCE = 2 * 3600.0  # seconds without a training step; the first comes after loading the model and an evaluation
+RAY_PATIENCE = 30.0  # seconds for `ray status`
 BENCH_ROLE = "benchmark"  # what Trinity calls its explorer in `mode: bench`
 
 
@@ -100,24 +103,26 @@ def evaluated_steps(directory: Path) -> set[int]:
 
 def missing(config: Any) -> list[str]:
     """What a run of this configuration needs and this machine or its Ray cluster does not have."""
-    import ray
-
     lacks = []
-    gpus = None
+    address = config.cluster.ray_address
+    ask = [*script("ray"), "status", *([] if address == "auto" else [f"--address={address}"])]
     try:
-        ray.init(address=config.cluster.ray_address, log_to_driver=False, logging_level="ERROR")
-        gpus = int(ray.cluster_resources().get("GPU", 0))
-    except (ConnectionError, ValueError, RuntimeError):
+        answer = subprocess.run(ask, capture_output=True, text=True, timeout=RAY_PATIENCE)
+        status = answer.stdout if answer.returncode == 0 else None
+    except subprocess.TimeoutExpired:  # an address at which nobody answers
+        status = None
+    if status is None:
         lacks.append("a running Ray cluster (ray start --head)")
-    finally:
-        ray.shutdown()
     if config.model.tinker.enable:
         return lacks
-    needed = config.cluster.node_num * config.cluster.gpu_per_node
-    if gpus is None:
+    if status is None:
         import torch
 
         gpus = torch.cuda.device_count()
+    else:
+        found = re.search(r"/(\d+)(?:\.\d+)? GPU", status)
+        gpus = int(found[1]) if found else 0
+    needed = config.cluster.node_num * config.cluster.gpu_per_node
     if gpus < needed:
         lacks.append(f"{needed} GPUs ({gpus} found)")
     return lacks + [name for name in ("vllm", "flash_attn") if find_spec(name) is None]

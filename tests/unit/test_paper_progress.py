@@ -1,0 +1,115 @@
+"""How far a run is, by the files that Trinity leaves, and what it is given to go on from there."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from torch.utils.tensorboard import SummaryWriter
+
+from trinity_rec.commands.terminal import UsageError
+from trinity_rec.paper.compose import Run, parsed, validated
+from trinity_rec.paper.experiments import EXPERIMENTS
+from trinity_rec.paper.run import Progress, attempt, delete_checkpoints, progress, rewound, same_settings
+
+INTERVAL, OFFSET = (EXPERIMENTS[f"gsm8k/{setting}/rec_grpo"] for setting in ("sync_interval_20", "sync_offset_10"))
+
+
+def state(run: Run) -> Progress:
+    return progress(run, validated(run.training(), run.name))
+
+
+def checkpoint(run: Run, *steps: int) -> None:
+    for step in steps:
+        (run.directory / f"global_step_{step}" / "actor").mkdir(parents=True)
+    (run.directory / "latest_checkpointed_iteration.txt").write_text(str(steps[-1]))
+
+
+def evaluate(run: Run, *steps: int) -> None:
+    with SummaryWriter(str(run.directory / "monitor" / "tensorboard" / "benchmark")) as writer:
+        for step in steps:
+            writer.add_scalar("bench/gsm8k-eval/finished_task_count", 1319, step)
+
+
+def test_a_run_from_its_beginning_to_its_end(tmp_path):
+    run = Run(INTERVAL, 1, tmp_path)
+    assert str(state(run)) == "0 of 160 steps trained, 0 evaluated"
+    checkpoint(run, 20, 100, 160)
+    assert state(run).is_trained and state(run).unevaluated == [0, 20, 100, 160]
+    evaluate(run, 0, 20)
+    assert str(state(run)) == "trained, 2 evaluated" and not state(run).is_done
+    evaluate(run, 100, 160)
+    assert state(run).is_done and str(state(run)) == "done"
+    delete_checkpoints(run)
+    assert state(run).is_done and not list(run.directory.glob("global_step_*"))
+
+
+def test_a_checkpoint_that_was_written_after_the_evaluation_is_still_to_be_evaluated(tmp_path):
+    run = Run(INTERVAL, 1, tmp_path)
+    checkpoint(run, 20, 40)
+    evaluate(run, 0, 20)
+    assert state(run).unevaluated == [40] and state(run).trained == 40
+
+
+def test_on_tinker_there_is_no_benchmark(tmp_path):
+    run = Run(INTERVAL, 1, tmp_path, parsed(["model.tinker.enable=true"]))
+    checkpoint(run, 160)
+    assert state(run).is_done and state(run).unevaluated == []
+
+
+def test_the_explorer_is_put_back_to_the_trainers_checkpoint(tmp_path):
+    run = Run(INTERVAL, 1, tmp_path)
+    checkpoint(run, 20)
+    meta = {name: run.directory / f"{name}_meta.json" for name in ("explorer", "trainer", "benchmark")}
+    for path in meta.values():
+        path.write_text(json.dumps({"latest_iteration": 40}))
+    resumed = rewound(run.directory, run.training(), 20)
+    assert json.loads(meta["explorer"].read_text()) == {
+        "latest_iteration": 20,
+        "taskset_states": [{"current_index": 20 * 96}],
+    }
+    assert json.loads(meta["trainer"].read_text()) == {"latest_iteration": 40}
+    assert resumed == run.training()
+
+
+def test_the_explorer_stays_as_far_ahead_as_without_a_break(tmp_path):
+    run = Run(OFFSET, 1, tmp_path)
+    checkpoint(run, 40)
+    resumed = rewound(run.directory, run.training(), 40)
+    offset, interval = resumed.synchronizer.sync_offset, resumed.synchronizer.sync_interval
+    # Explorer.need_sync: the steps of the explorer at which it asks for new weights; the trainer's are multiples of
+    # the interval. In every meeting the explorer is ten steps ahead.
+    meetings = [step for step in range(41, 60) if step > offset and (step - offset) % interval == 0]
+    assert [step - 10 for step in meetings] == list(range(41, 50))
+
+
+def test_without_a_checkpoint_the_beginning_is_the_beginning(tmp_path):
+    run = Run(OFFSET, 1, tmp_path)
+    run.directory.mkdir(parents=True)
+    for name in ("explorer", "trainer"):
+        (run.directory / f"{name}_meta.json").write_text(json.dumps({"latest_iteration": 11}))
+    assert rewound(run.directory, run.training(), 0) == run.training()
+    assert not list(run.directory.glob("*_meta.json"))
+
+
+def test_a_directory_is_one_choice_of_settings(tmp_path):
+    run = Run(INTERVAL, 1, tmp_path)
+    same_settings(run, run.training())
+    same_settings(run, run.training())
+    other = Run(INTERVAL, 1, tmp_path, parsed(["trainer.grad_clip=0.5"]))
+    with pytest.raises(UsageError, match=r"trainer\.grad_clip 1\.0, not 0\.5; choose another --out"):
+        same_settings(other, other.training())
+
+
+def test_every_start_has_its_own_directory_namespace_and_logs(tmp_path):
+    run = Run(INTERVAL, 1, tmp_path)
+    namespaces = []
+    for number in (1, 2):
+        with attempt(run, "train", run.training()) as (session, path):
+            assert session.logs == path.parent == run.directory / "launch" / f"train-{number}"
+            namespaces.append(next(line for line in path.read_text().splitlines() if line.startswith("ray_namespace")))
+            assert not (run.directory / "log").exists()
+            (run.directory / "log").mkdir()
+            (run.directory / "log" / "trainer.log").write_text("Step 1: {'critic/rewards/mean': 0.5}\n")
+    assert len(set(namespaces)) == 2
+    assert (run.directory / "launch" / "trinity-logs-before-train-2" / "trainer.log").exists()
