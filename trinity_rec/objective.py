@@ -434,10 +434,13 @@ def _totals(sums: dict[str, Tensor]) -> dict[str, float]:
     return dict(zip(sums, torch.stack(totals).tolist(), strict=True))
 
 
+_WITNESSES = ("log_ratio", "advantage", "gradient")
+
+
 def _is_finite(total: dict[str, float], dtype: torch.dtype) -> bool:
     """Whether loss and gradient are finite numbers of this type: whatever is not shows in one of these sums."""
     loss = abs(total["policy"] + total["regulariser"])
-    return loss <= torch.finfo(dtype).max and math.isfinite(total["log_ratio"] + total.get("gradient", 0.0))
+    return loss <= torch.finfo(dtype).max and all(math.isfinite(total[name]) for name in _WITNESSES if name in total)
 
 
 def _why_not_finite(
@@ -460,7 +463,7 @@ def _why_not_finite(
         return f"{name}[{place}] is {value}: the loss of a token that counts needs a finite number"
     if not scale.isfinite().all():
         return "sample_weight, batch_num_tokens, global_batch_size or dp_size is not a finite number"
-    by_row = torch.stack([sums[name] for name in ("policy", "regulariser", "log_ratio", "gradient") if name in sums])
+    by_row = torch.stack([sums[name] for name in ("policy", "regulariser", *_WITNESSES) if name in sums])
     for row in (~by_row.sum(0).isfinite()).nonzero()[:1].flatten().tolist():
         log_ratio = (logprob[row].double() - old_logprob[row].double())[mask[row]]
         largest = float(advantages[row][mask[row]].abs().max())

@@ -325,7 +325,7 @@ def test_a_failed_save_leaves_nothing(store, monkeypatch):
         raise OSError("the disk is full")
 
     monkeypatch.setattr("trinity_rec.tinker_local.weights.save_file", fail)
-    with pytest.raises(OSError, match="full"):
+    with pytest.raises(RequestError, match="full"):
         store.save(SnapshotPath("run", SAMPLER, "x"), weights(1))
     assert not [entry for entry in store.root.rglob("*") if entry.is_file() and entry.name != ".lock"]
 

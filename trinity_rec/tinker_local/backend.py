@@ -86,9 +86,7 @@ class Backend:
         self.heartbeat(body.session_id)
         path = None
         if body.model_path is not None:
-            path = SnapshotPath.parse(body.model_path)
-            if not self.store.exists(path):
-                raise RequestError(f"no such weights: {path}", 404)
+            path = self._existing(body.model_path)
         else:
             self._check_base_model(body.base_model)
         return self._add_sampling_session(body.session_id, body.sampling_session_seq_id, path)
@@ -198,7 +196,7 @@ class Backend:
             logprobs, loss = training.forward_backward(batch)
             return wire.forward_backward_output(logprobs, {"loss:sum": loss})
 
-        return self._train(_request_id(message.model_id, message.seq_id or None), work)
+        return self._train(_request_id(message.model_id, message.seq_id or None), work, size=len(body))
 
     def optim_step(self, body: wire.OptimStep) -> str:
         training = self.run(body.model_id).training
@@ -236,7 +234,7 @@ class Backend:
 
     def load_weights(self, body: wire.LoadWeights) -> str:
         training = self.run(body.model_id).training
-        path = SnapshotPath.parse(body.path)
+        path = self._existing(body.path)
 
         def load() -> Answer:
             with self.stats.timed("load", loads=1):
@@ -249,18 +247,24 @@ class Backend:
     def delete_checkpoint(self, model_id: str, name: str) -> None:
         self.store.delete(self.store.find(model_id, name), self.in_use())
 
+    def _existing(self, uri: str) -> SnapshotPath:
+        path = SnapshotPath.parse(uri)
+        if not self.store.exists(path):
+            raise RequestError(f"no such weights: {path}", 404)
+        return path
+
     def _save(self, path: SnapshotPath, training: TrainingRun, optimizer=None, overwrite: bool = False) -> None:
         with self.stats.timed("save", saves=1):
             self.store.save(path, training.weights(), optimizer, overwrite)
             self.store.sweep(path.run, self.in_use())
 
-    def _train(self, request_id: str, work: Callable[[], Answer]) -> str:
-        """Queue work for the training thread, unless this is a request repeated by the SDK."""
+    def _train(self, request_id: str, work: Callable[[], Answer], size: int = 0) -> str:
+        """Queue work on `size` bytes for the training thread, unless this is a request repeated by the SDK."""
         if request_id not in self.futures:
             if self._stopping:
                 raise RequestError("the server is stopping", 410)
-            self.futures.check_room()
-            self.futures.add(request_id, asyncio.get_running_loop().run_in_executor(self._trainer, work))
+            self.futures.check_room(size)
+            self.futures.add(request_id, asyncio.get_running_loop().run_in_executor(self._trainer, work), size)
         return request_id
 
 

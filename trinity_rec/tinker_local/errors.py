@@ -10,7 +10,8 @@ class RequestError(Exception):
 
     Args:
         reason: what is wrong, in one line.
-        status: HTTP status, 4xx. (Not 408, 409 or 5xx: the SDK repeats those.)
+        status: HTTP status, 4xx. (Not 408, 409 or 5xx: the SDK repeats those; 507 is only for errors of running work,
+            whose answers say whether it is the client's mistake or the server's.)
     """
 
     def __init__(self, reason: str, status: int = 422):

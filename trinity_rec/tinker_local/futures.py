@@ -7,7 +7,8 @@ from typing import Any
 
 from trinity_rec.tinker_local.errors import RequestError
 
-MAX_PENDING = 16384  # requests without an answer
+MAX_PENDING = 16384  # requests without an answer,
+MAX_PENDING_BYTES = 512 * 2**20  # and what they may take together
 MAX_FINISHED = 4096  # answers kept for clients that ask again,
 MAX_FINISHED_BYTES = 256 * 2**20  # and what they may take together
 
@@ -23,6 +24,7 @@ class Futures:
         self._pending: dict[str, asyncio.Future[Answer]] = {}
         self._finished: OrderedDict[str, Answer] = OrderedDict()
         self._finished_bytes = 0
+        self._pending_bytes = 0
 
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._pending or request_id in self._finished
@@ -30,14 +32,16 @@ class Futures:
     def __len__(self) -> int:
         return len(self._pending)
 
-    def check_room(self) -> None:
-        """Raise RequestError (429: try again) if too many requests wait for an answer."""
-        if len(self._pending) >= MAX_PENDING:
+    def check_room(self, size: int = 0) -> None:
+        """Raise RequestError (429: try again) if too much waits for an answer; `size` is that of the new request."""
+        too_large = self._pending_bytes and self._pending_bytes + size > MAX_PENDING_BYTES
+        if len(self._pending) >= MAX_PENDING or too_large:
             raise RequestError("too many requests are waiting", 429)
 
-    def add(self, request_id: str, future: "asyncio.Future[Answer]") -> None:
+    def add(self, request_id: str, future: "asyncio.Future[Answer]", size: int = 0) -> None:
         self._pending[request_id] = future
-        future.add_done_callback(lambda done: self._finish(request_id, done))
+        self._pending_bytes += size
+        future.add_done_callback(lambda done: self._finish(request_id, done, size))
 
     async def answer(self, request_id: str, timeout: float) -> Answer | None:
         """The answer, or None if there is none after `timeout` seconds.
@@ -54,8 +58,9 @@ class Futures:
             raise RequestError(f"no such request: {request_id}", 410)
         return self._finished[request_id]
 
-    def _finish(self, request_id: str, future: "asyncio.Future[Answer]") -> None:
+    def _finish(self, request_id: str, future: "asyncio.Future[Answer]", size: int) -> None:
         del self._pending[request_id]
+        self._pending_bytes -= size
         answer = _answer_of(request_id, future)
         self._finished[request_id] = answer
         self._finished_bytes += _size(answer)
@@ -72,7 +77,7 @@ def _answer_of(request_id: str, future: "asyncio.Future[Answer]") -> Answer:
     if error is None:
         return future.result()
     if isinstance(error, RequestError):
-        return {"error": error.reason, "category": "server" if error.status == 410 else "user"}
+        return {"error": error.reason, "category": "server" if error.status in (410, 507) else "user"}
     log.error("request %s failed", request_id, exc_info=error)
     return {"error": f"{type(error).__name__}: {error}", "category": "server"}
 

@@ -5,6 +5,7 @@ every running sample. All requests in a batch want the same weights; when the ba
 weights of the next request in line.
 """
 
+import hashlib
 import logging
 import threading
 from collections import Counter, deque
@@ -25,7 +26,8 @@ from trinity_rec.tinker_local.weights import SnapshotPath, WeightStore
 
 PREFILL_TOKENS = 8192  # padded tokens in one prefill pass
 CACHE_BYTES = 4 * 2**30  # keys and values of a running batch, if all its samples run to their limits
-QUEUE_LIMIT = 8192  # requests that wait
+QUEUE_LIMIT = 8192  # requests that wait,
+QUEUE_TOKENS = 8 * 2**20  # and the tokens of their prompts
 GATHER_SECONDS = 0.003  # an idle sampler waits so long for a first request's companions
 PICK_BLOCK = 256  # tokens
 SERVER_SEED = 0  # of requests without a seed
@@ -178,7 +180,7 @@ class BatchSampler:
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
         self._stopping = False
-        self._unseeded: Counter[tuple] = Counter()
+        self._unseeded: Counter[bytes] = Counter()
         self._joining: list[Job] = []
         self._rows = Rows.of([], served.device)
         self._cache = RaggedCache()
@@ -193,10 +195,13 @@ class BatchSampler:
         """
         if request.samples > self.max_rows:
             raise RequestError(f"{request.samples} samples of one prompt; this server's limit is {self.max_rows}")
+        if request.samples * len(request.prompt) >= self._token_limit:
+            raise RequestError(f"num_samples: {request.samples} copies of the prompt alone fill the cache's memory")
         with self._changed:
             if self._stopping:
                 raise RequestError("the server is stopping", 410)
-            if len(self._waiting) >= QUEUE_LIMIT:
+            waiting = sum(len(job.request.prompt) for job in self._waiting)
+            if len(self._waiting) >= QUEUE_LIMIT or waiting > QUEUE_TOKENS:
                 raise RequestError("too many requests wait for the sampler", 429)
             result = SampleResult([None] * request.samples)
             self._waiting.append(Job(request, done, self._streams(request), result, request.samples))
@@ -308,6 +313,8 @@ class BatchSampler:
         with self.stats.timed("generate", generate_tokens=len(self._rows), generate_steps=1):
             # `token` is not yet in the cache; it goes to the column before the one that is drawn now.
             columns = state["length"] - 1
+            if len(self._rows) * int(columns.max()) >= self._token_limit:  # only a request that is alone gets so far
+                raise RequestError("the samples fill the cache's memory: fewer num_samples, or fewer max_tokens")
             mask = self._cache.write_at(columns, int(columns.max()) + 1)
             hidden = self._model.base_model(
                 input_ids=state["token"][:, None],
@@ -392,8 +399,9 @@ class BatchSampler:
             return stream_keys(request.samples, *identity)
         if len(self._unseeded) >= 2**17:
             self._unseeded.clear()
-        self._unseeded[identity] += 1
-        return stream_keys(request.samples, SERVER_SEED, self._unseeded[identity], *identity)
+        key = hashlib.blake2b(repr(identity).encode(), digest_size=16).digest()  # prompts themselves would pile up
+        self._unseeded[key] += 1
+        return stream_keys(request.samples, SERVER_SEED, self._unseeded[key], *identity)
 
     def _fail(self, error: Exception) -> None:
         """Fail what is running, and when the server stops also what waits."""

@@ -27,6 +27,9 @@ from trinity_rec.tinker_local.weights import WeightStore
 
 LONG_POLL_SECONDS = 30.0  # the SDK's own timeout is 45
 CLOSE_SECONDS = 10  # for clients to fetch what they wait for, when the server stops
+KEEP_ALIVE_SECONDS = 60  # well above the SDK's 5: who reuses a connection just as it is closed gets an error
+BODY_SECONDS = 120  # for a request's body to arrive
+RECEIVING = 8 * wire.MAX_BODY  # bytes of the bodies that are arriving or being read
 
 
 def serve(
@@ -96,6 +99,7 @@ class _Server(uvicorn.Server):
                 access_log=False,
                 lifespan="off",
                 timeout_graceful_shutdown=CLOSE_SECONDS,
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
             )
         )
 
@@ -183,34 +187,53 @@ def make_app(backend: Backend, api_key: str | None) -> FastAPI:
 
 
 class _Gate:
-    """Nothing larger than the limit and nobody without the key comes in."""
+    """Nobody without the key comes in, nothing larger than the limit, and nobody who keeps the door open: bodies must
+    arrive in time and may not take more than `RECEIVING` bytes together.
+    """
 
     def __init__(self, app: ASGIApp, api_key: str | None):
         self._app, self._key = app, api_key
+        self._received = 0  # bytes of all requests that are not answered yet
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        headers, too_large = dict(scope["headers"]), f"the body is larger than {wire.MAX_BODY} bytes"
+        headers = dict(scope["headers"])
+        limit = wire.MAX_BODY if scope["path"].endswith("/forward_backward") else wire.MAX_JSON
+        too_large = f"the body is larger than {limit} bytes"
         sent_key, length = headers.get(b"x-api-key", b""), headers.get(b"content-length", b"")
         refusal = None
         if self._key and scope["path"] != "/healthz" and not hmac.compare_digest(sent_key, self._key.encode()):
             refusal = JSONResponse({"detail": "wrong or missing API key"}, 401)
-        elif length.isdigit() and int(length) > wire.MAX_BODY:
+        elif length.isdigit() and int(length) > limit:
             refusal = JSONResponse({"detail": too_large}, 413)
         if refusal is not None:
             return await refusal(scope, receive, send)
-        received = 0
+        received, arrived = 0, False
+        deadline = asyncio.get_running_loop().time() + BODY_SECONDS
 
         async def limited() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > wire.MAX_BODY:  # sent in chunks, without a length
+            nonlocal received, arrived
+            if arrived:  # what comes now is that the client has gone
+                return await receive()
+            try:
+                message = await asyncio.wait_for(receive(), deadline - asyncio.get_running_loop().time())
+            except asyncio.TimeoutError:  # not TimeoutError before Python 3.11
+                raise HTTPException(400, f"the body did not arrive in {BODY_SECONDS} s") from None
+            arrived = not message.get("more_body", False)
+            size = len(message.get("body", b""))
+            received += size
+            self._received += size
+            if received > limit:  # sent in chunks, without a length
                 raise HTTPException(413, too_large)
+            if self._received > RECEIVING:
+                raise HTTPException(429, "too many large requests at a time")
             return message
 
-        await self._app(scope, limited, send)
+        try:
+            await self._app(scope, limited, send)
+        finally:
+            self._received -= received
 
 
 def _routes(backend: Backend) -> APIRouter:

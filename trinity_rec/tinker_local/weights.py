@@ -15,9 +15,11 @@ import zlib
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -106,14 +108,14 @@ class WeightStore:
         """Write a snapshot, all of it or nothing.
 
         Raises:
-            RequestError: the name is taken and `overwrite` is not set.
+            RequestError: the name is taken and `overwrite` is not set, or the disk does not take it (507).
         """
         place = self.directory(path)
         if place.exists() and not overwrite and path not in self._condemned:
             raise RequestError(f"{path} exists already")
         writing = place.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
-        writing.mkdir(parents=True)
         try:
+            writing.mkdir(parents=True)
             weights = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in weights.items()}
             save_file(weights, writing / "weights.safetensors")
             if optimizer is not None:
@@ -127,6 +129,11 @@ class WeightStore:
                 self._condemned.discard(path)
                 if path.kind == SAMPLER:
                     self._newest = (path, weights)  # most likely what is sampled from next
+        except (OSError, SafetensorError, RuntimeError) as error:  # torch and safetensors have errors of their own
+            reason = " ".join(str(error).split())[:300]
+            raise RequestError(
+                f"{path} could not be written, earlier snapshots are untouched: {reason}", 507
+            ) from error
         finally:
             shutil.rmtree(writing, ignore_errors=True)
 
@@ -139,13 +146,21 @@ class WeightStore:
         newest = self._newest
         if newest is not None and newest[0] == path:
             return newest[1]
-        return load_file(self._checked(path, "weights.safetensors"))
+        file = self._checked(path, "weights.safetensors")
+        try:
+            return load_file(file)
+        except SafetensorError as error:
+            raise RequestError(f"{path} holds no weights: {error}") from error
 
     def load_optimizer(self, path: SnapshotPath) -> dict[str, Any]:
         """The optimizer's state dict of a checkpoint. Raises like `load`."""
         if path.kind != CHECKPOINT:
             raise RequestError(f"{path} holds no optimizer state")
-        return torch.load(self._checked(path, "optimizer.pt"), map_location="cpu", weights_only=True)
+        file = self._checked(path, "optimizer.pt")
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True)
+        except (UnpicklingError, RuntimeError, EOFError) as error:
+            raise RequestError(f"{path} holds no optimizer state, or more than one: it is not loaded") from error
 
     def find(self, run: str, name: str) -> SnapshotPath:
         """The snapshot that `name` means: `<kind>/<name>`, or a bare name of any kind.

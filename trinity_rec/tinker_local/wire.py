@@ -21,7 +21,9 @@ from trinity_rec.tinker_local.training import AdamParams, Datum
 from trinity_rec.tinker_local.weights import SnapshotPath
 
 MAX_BODY = 64 * 2**20  # bytes of a request, also once it is unpacked
+MAX_JSON = 8 * 2**20  # bytes of any but a training request: parsing it holds up everybody else
 MAX_BATCH = 16384  # sequences in one request
+MAX_TOP_LOGPROBS = 4 * 2**20  # in one answer
 _NO_TOKEN_LOGPROB = -99999.0  # of empty cells in a matrix of top prompt logprobs
 
 _DTYPES = {pb.DTYPE_FLOAT32: np.dtype("<f4"), pb.DTYPE_INT64: np.dtype("<i8")}
@@ -145,6 +147,8 @@ class Asample(Body):
         _check_length(len(prompt), served.context_length - 1, "the prompt")
         if min(prompt) < 0 or max(prompt) >= served.vocabulary:
             raise RequestError(f"the prompt has a token id outside the vocabulary of {served.vocabulary}")
+        if len(prompt) * (self.topk_prompt_logprobs or 0) > MAX_TOP_LOGPROBS:
+            raise RequestError(f"topk_prompt_logprobs: an answer holds at most {MAX_TOP_LOGPROBS} of them")
         params, room = self.sampling_params, served.context_length - len(prompt)
         stop = params.stop if isinstance(params.stop, list) else [params.stop] if params.stop else []
         if len(stop) > 64 or any(isinstance(entry, str) and not 0 < len(entry) <= 1000 for entry in stop):
