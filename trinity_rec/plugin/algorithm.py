@@ -21,8 +21,10 @@ import trinity_rec
 from trinity_rec.plugin.advantage import RECAdvantage
 from trinity_rec.plugin.arguments import build, shortened
 from trinity_rec.plugin.policy_loss import RECPolicyLoss
+from trinity_rec.plugin.resume import settle
 from trinity_rec.plugin.sample_strategy import strategy_named
 from trinity_rec.presets import PRESETS, Preset
+from trinity_rec.versions import unsupported
 
 POLICY_LOSS = "trinity_rec.RECPolicyLoss"
 ADVANTAGE = "trinity_rec.RECAdvantage"
@@ -57,11 +59,14 @@ class PresetAlgorithm(AlgorithmType):
 
     @classmethod
     def check_config(cls, config: Config) -> None:
-        """Complete `config.algorithm` in place; doing it twice changes nothing.
+        """Complete `config.algorithm` in place, and bring the files of a run that is resumed to its last checkpoint;
+        doing it twice changes nothing.
 
         Raises:
             ValueError: an argument or a combination that cannot be trained with; one line that names the key.
         """
+        for line in unsupported():
+            get_logger(__name__).warning(line)
         algorithm = config.algorithm
         for key, value in cls.default_config().items():
             if key != "kl_loss_fn" and getattr(algorithm, key) is None:
@@ -82,6 +87,7 @@ class PresetAlgorithm(AlgorithmType):
             )
             needs_reference = True
         algorithm.algorithm_type = f"trinity_rec.{cls.preset.name}" + ("_with_reference" if needs_reference else "")
+        settle(config)
 
 
 def _refuse_what_cannot_be(config: Config) -> None:

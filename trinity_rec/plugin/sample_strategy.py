@@ -3,18 +3,18 @@
 Under Trinity's fixed sync the explorer makes just the experiences of `sync_interval` steps and waits for new weights,
 and verl's mini-batches have a fixed size. So a strategy never reads more than there is and never returns fewer: what it
 leaves out stays in its place, masked (`leave_out`), and is counted under `sample/`. Their choices are drawn anew from
-(seed, step), so a resumed run makes those of an unbroken one.
+(seed, step), and what each step had read is entered in a ledger (`resume.py`), so a resumed run makes the choices of an
+unbroken one on the same data.
 """
 
 from __future__ import annotations
 
-import os
-import tempfile
 from importlib import import_module
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
+import ray
 import torch
 from trinity.algorithm.sample_strategy.sample_strategy import DefaultSampleStrategy
 from trinity.algorithm.sample_strategy.utils import representative_sample
@@ -24,6 +24,7 @@ from trinity.common.experience import CustomField, Experience
 from trinity.utils.timer import Timer
 
 from trinity_rec.plugin.advantage import leave_out
+from trinity_rec.plugin.resume import LEDGER, Entry, Ledger, await_resumed_weights, write_atomically
 
 
 class RECSampleStrategy(DefaultSampleStrategy):
@@ -41,6 +42,8 @@ class RECSampleStrategy(DefaultSampleStrategy):
     def __init__(self, buffer_config: BufferConfig, backend: str = "verl", **kwargs: Any) -> None:
         super().__init__(buffer_config)
         self.backend = backend
+        self.ledger = Ledger(Path(buffer_config.cache_dir) / LEDGER)
+        self.explored = 0  # the newest batch of the explorer read so far
 
     async def sample(self, step: int, **kwargs: Any) -> tuple[list[Experience], dict[str, float], list[dict]]:
         """The batch of training step `step` (from 1), its metrics, and a few experiences for the log.
@@ -59,7 +62,17 @@ class RECSampleStrategy(DefaultSampleStrategy):
         self.set_model_version_metric(exps, metrics)
         if self.backend == "tinker":
             _add_columns(exps, _normalisers(exps) | {"ref_logprob": 0.0})
+        self.explored = max(self.explored, *map(_explorer_batch, exps))
+        self.ledger.append(Entry(step, self.explored, self.state_dict()))
         return exps, metrics, representative_sample(exps)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint; `state_dict` is empty where there is none."""
+        super().load_state_dict(state_dict)
+        if state_dict:
+            self.explored = max((entry.explored for entry in self.ledger.entries()), default=0)
+            if ray.is_initialized():
+                await_resumed_weights(ray.get_runtime_context().namespace)
 
     async def read(self, step: int) -> list[Experience]:
         """One batch from the buffer."""
@@ -252,7 +265,7 @@ class OfflineSampleStrategy(RECSampleStrategy):
         if number not in self.kept:
             path = self.folder / f"batch_{number}.experiences"
             if not path.exists():
-                _write_atomically(path, Experience.serialize_many(await self.exp_buffer.read()))
+                write_atomically(path, Experience.serialize_many(await self.exp_buffer.read()))
             self.kept[number] = path.read_bytes()
         return Experience.deserialize_many(self.kept[number])
 
@@ -317,6 +330,12 @@ def _refuse_not_finite(exps: list[Experience]) -> None:
                 raise FloatingPointError(f"{name}[{token}] of experience {exp.eid} is {float(row[token])}")
 
 
+def _explorer_batch(exp: Experience) -> int:
+    """The number of the explorer's batch that it is from, 0 for an experience from a file."""
+    batch = str(exp.eid.batch)
+    return int(batch) if batch.isdecimal() else 0
+
+
 def _by_information(exps: list[Experience]) -> tuple[list[Experience], list[Experience]]:
     """Experiences of groups with and without a nonzero advantage, in order."""
     speaking = {exp.eid.tid for exp in exps if _sign(exp) != 0}
@@ -334,12 +353,3 @@ def _require_count(args: dict[str, Any], name: str) -> None:
     value = args[name]
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name}={value!r} is not a whole number of at least 1")
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(file.name, path)
