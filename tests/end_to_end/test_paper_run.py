@@ -6,16 +6,21 @@ What changes from the cluster's run is given by `--set`, as a user would: model,
 from __future__ import annotations
 
 import csv
-import json
-import os
+import io
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from trinity_rec.launch import Session, trained_steps
+from trinity_rec.launch import LaunchError, Session, trained_steps
+from trinity_rec.paper.compose import Run, parsed
+from trinity_rec.paper.experiments import EXPERIMENTS
+from trinity_rec.paper.results import logged
+from trinity_rec.paper.results import row as results_row
+from trinity_rec.paper.run import Progress, bench, evaluated_steps
 from trinity_rec.quickstart.run import ASSETS
 
 EXPERIMENT = "gsm8k/sync_interval_20/rec_oneside_nois_wide"
@@ -97,7 +102,8 @@ def test_a_run_is_resumed_where_it_was_interrupted_and_gathered(session, tmp_pat
     while not checkpoint.exists() and first.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     first.terminate()
-    first.communicate(timeout=180)
+    _, said = first.communicate(timeout=180)
+    assert checkpoint.exists(), said
     done = int(checkpoint.read_text())
     assert 0 < done < STEPS
 
@@ -125,3 +131,25 @@ def test_a_run_is_resumed_where_it_was_interrupted_and_gathered(session, tmp_pat
     _, said = other.communicate(timeout=180)
     assert other.returncode == 1
     assert "algorithm.optimizer.lr 0.001, not 0.002; choose another --out" in said
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_mode_bench_evaluates_the_initial_model_and_what_it_leaves_out_is_an_error(session, tmp_path, monkeypatch):
+    """Trinity's `mode: bench` on Tinker: it evaluates the initial model, and cannot load a checkpoint. This is what
+    docs/paper.md says of it; when this test fails because the checkpoint is evaluated, the page has become wrong."""
+    for name in ("RAY_ADDRESS", "TINKER_API_KEY", "PYTHONPATH", "TRINITY_MODEL_PATH", "TRINITY_TASKSET_PATH"):
+        monkeypatch.setenv(name, session.env[name])
+    run = Run(EXPERIMENTS[EXPERIMENT], 7, tmp_path, parsed([each.removeprefix("--set=") for each in small(session)]))
+    console = Console(file=io.StringIO())
+    before = Progress(trained=2, total=2, checkpoints=(), evaluated=frozenset(), benches=True)
+    bench(run, before, console)
+    assert evaluated_steps(run.directory) == {0}
+    ((_, logs),) = logged([run])
+    row = results_row(run, logs)
+    assert row.measured_by == "bench" and row.accuracy_first is not None and 0 <= row.accuracy_first <= 1
+
+    (run.directory / "global_step_2").mkdir()
+    before = Progress(trained=2, total=2, checkpoints=(2,), evaluated=frozenset({0}), benches=True)
+    with pytest.raises(LaunchError, match=r"mode: bench left steps 2 out: .*model_path or base_model must be provided"):
+        bench(run, before, console)

@@ -27,12 +27,25 @@ from trinity_rec.cli import app
 from trinity_rec.commands.check import check
 from trinity_rec.commands.document import Document
 from trinity_rec.commands.terminal import preset_named
+from trinity_rec.paper.experiments import select
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md")), *ROOT.glob("examples/*/README.md")]
+ALONG = [*ROOT.glob("examples/*/README.md"), *ROOT.glob("configs/*/README.md")]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md")), *ALONG]
 COMPLETE = (ROOT / "examples" / "rec_gsm8k" / "gsm8k.yaml").read_text(encoding="utf-8")
-STARTS_NOTHING = {"list", "show", "diff", "use", "check", "schema", "plugin-dir", "examples"}
+STARTS_NOTHING = {
+    "list",
+    "show",
+    "diff",
+    "use",
+    "check",
+    "schema",
+    "plugin-dir",
+    "examples",
+    "paper list",
+    "paper write",
+}
 
 
 def snippets(page: Path, *languages: str) -> list[tuple[int, str]]:
@@ -145,16 +158,20 @@ def test_commands_are_found_wherever_they_stand():
 
 @pytest.mark.parametrize("arguments", COMMANDS)
 def test_command_lines_are_those_of_the_program(arguments, monkeypatch, tmp_path):
-    command = typer.main.get_command(app).commands[arguments[0]]
+    command, name, rest = typer.main.get_command(app), "", arguments
+    while rest and hasattr(command, "commands"):  # a group: `trinity-rec paper list`
+        command, name, rest = command.commands[rest[0]], f"{name} {rest[0]}".strip(), rest[1:]
     named = {name for each in command.params for name in each.opts if name.startswith("-")} | {"--help"}
-    assert {each for each in arguments[1:] if each.startswith("-")} <= named
-    if len(arguments) == 1 and any(each.required for each in command.params):
+    assert {each for each in rest if each.startswith("-")} <= named
+    if not rest and (hasattr(command, "commands") or any(each.required for each in command.params)):
         return  # the command's name in a sentence
-    values = command.make_context(arguments[0], arguments[1:]).params
-    for name in ("preset", "algorithm"):
-        if values.get(name) not in (None, "nearest"):
-            preset_named(values[name])
-    if arguments[0] not in STARTS_NOTHING:
+    values = command.make_context(name, list(rest)).params
+    for key in ("preset", "algorithm"):
+        if values.get(key) not in (None, "nearest"):
+            preset_named(values[key])
+    if name.startswith("paper "):
+        select(values["names"] or (), values["task"], values["setting"], values["figure"])
+    if name not in STARTS_NOTHING:
         return
     monkeypatch.chdir(tmp_path)
     config = values.get("config")

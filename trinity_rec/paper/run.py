@@ -31,7 +31,7 @@ from trinity_rec.plot.events import LogsError, read_run
 from trinity_rec.quickstart.run import watch
 
 PATIENCE = 2 * 3600.0  # seconds without a training step; the first comes after loading the model and an evaluation
-RAY_PATIENCE = 30.0  # seconds for `ray status`
+RAY_PATIENCE = 120.0  # seconds for `ray status`
 BENCH_ROLE = "benchmark"  # what Trinity calls its explorer in `mode: bench`
 
 
