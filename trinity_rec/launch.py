@@ -25,7 +25,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,6 +39,8 @@ STEP_LINE = re.compile(r"\bStep (\d+): \{(.*)\}\s*$")  # how Trinity's monitor l
 METRIC = re.compile(r"'([^']+)': (-?(?:nan|inf|[\d.]+(?:e[+-]?\d+)?))(?=[,\s]|$)")
 SERVER_URL = re.compile(rf"^http://{LOOPBACK}:\d+$", re.MULTILINE)  # what `trinity-rec serve` prints when it is ready
 LOG_PREFIX = re.compile(r"^(?:\x1b\[\d+m|\(\w+ pid=[^)]*\)|\s|[A-Z]+ [\d-]+ [\d:]+ \[[^\]]+\])*")  # Ray's, Trinity's
+# Ray's ActorDiedError, of the two actors without which Trinity cannot go on; it restarts workflow runners itself.
+DEAD_ACTOR = re.compile(r"Error: The actor died.*\n(?:.*\n)??.*class_name: (Trainer|Explorer)\b")
 ERROR_LINE = re.compile(r"^(?:\w+\.)*[A-Z]\w*(?:Error|Exception|Exit|Interrupt)(?:: .*|$)")
 
 
@@ -73,6 +75,7 @@ class Session:
     env: dict[str, str] = field(default_factory=lambda: dict(os.environ))
     base_url: str = ""
     children: list[subprocess.Popen[bytes]] = field(default_factory=list, repr=False)
+    parts: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict, repr=False)  # the newest of each name
 
     def __enter__(self) -> Session:
         self.mark = secrets.token_hex(8)
@@ -114,9 +117,10 @@ class Session:
                 start_new_session=True,
             )
         self.children.append(child)
+        self.parts[name] = child
         return child
 
-    def start_ray(self, gpus: int = 0, timeout: float = 60) -> None:
+    def start_ray(self, gpus: int = 0, timeout: float = 180) -> None:
         """A Ray head of this session's own: on loopback, on free ports, in the scratch directory."""
         port, *others = free_ports(5)
         named = ["ray-client-server-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port"]
@@ -140,7 +144,7 @@ class Session:
         )
         self.wait_until(lambda: "Ray runtime started" in self.log("ray"), head, "ray", timeout)
 
-    def start_server(self, model_dir: Path, root: Path, timeout: float = 120, **options: str | int) -> None:
+    def start_server(self, model_dir: Path, root: Path, timeout: float = 180, **options: str | int) -> None:
         """The local Tinker backend for `model_dir`, with its weights under `root`; sets `base_url`.
 
         `options` are those of `trinity-rec serve`, `max_rows=64` for `--max-rows=64`.
@@ -160,37 +164,63 @@ class Session:
     def run_trinity(
         self, config: Path, job_root: Path, total_steps: int, patience: float = 300
     ) -> Iterator[TrainedStep]:
-        """Run `trinity run --config` and yield each training step as it is reported.
+        """Run `trinity run --config` and yield each training step as it is reported, a resumed run's own steps only.
 
-        Trinity exits 0 also when its trainer or explorer failed, so the steps are counted.
+        Trinity exits 0 also when its trainer or explorer failed, so the steps are counted. The run ends at once when
+        any process of this session or an actor of Trinity's dies.
 
         Args:
             config: Trinity's YAML; it may read this session's `env` by `${oc.env:NAME}`.
             job_root: where the YAML's `checkpoint_root_dir` points; Trinity's own logs are looked for below it.
-            total_steps: how many steps the YAML asks for.
+            total_steps: the last step that the YAML asks for.
             patience: seconds without a new step after which the run counts as stuck.
 
         Raises:
-            LaunchError: fewer than `total_steps` steps were trained; says why, from Trinity's logs.
+            LaunchError: the last step that was trained is not `total_steps`; says why, from Trinity's logs.
         """
+        earlier = {log: log.stat().st_size for log in job_root.glob("**/log/*.log")}
         process = self.spawn("trinity", [*script("trinity"), "run", "--config", str(config)])
-        done, last = 0, time.monotonic()
+        try:
+            yield from self._follow(process, job_root, earlier, total_steps, patience)
+        finally:
+            if process.poll() is None:  # Ray ends the actors of a driver that has died
+                process.kill()
+                process.wait()
+
+    def _follow(
+        self,
+        process: subprocess.Popen[bytes],
+        job_root: Path,
+        earlier: Mapping[Path, int],
+        total_steps: int,
+        patience: float,
+    ) -> Iterator[TrainedStep]:
+        seen, done, last = 0, 0, time.monotonic()
         while True:
             ended = process.poll() is not None
-            steps = trained_steps(job_root)
-            yield from steps[done:]
-            if len(steps) > done:
-                done, last = len(steps), time.monotonic()
+            steps = trained_steps(job_root, earlier)
+            for step in steps[seen:]:
+                seen, done, last = seen + 1, step.number, time.monotonic()
+                yield step
             if ended:
                 break
-            if failure := actor_failure(job_root):
+            if failure := self.dead_part() or dead_actor(self.log("trinity")) or actor_failure(job_root, earlier):
                 raise LaunchError(f"trinity run stopped after {done} of {total_steps} steps: {failure}")
             if time.monotonic() - last > patience:
                 raise LaunchError(f"trinity run was stuck: no step in {patience:.0f} s, {done} of {total_steps} done")
             time.sleep(0.5)
         if done < total_steps or process.returncode:
-            reason = last_error(self.log("trinity")) or f"exit code {process.returncode}, see {self.logs}/trinity.log"
+            reason = dead_actor(self.log("trinity")) or last_error(self.log("trinity"))
+            if process.returncode < 0 or not reason:
+                reason = f"{ending(process.returncode)}, see {self.logs}/trinity.log"
             raise LaunchError(f"trinity run stopped after {done} of {total_steps} steps: {reason}")
+
+    def dead_part(self) -> str | None:
+        """Which process that a run needs has ended, and how."""
+        for name, what in (("ray", "Ray"), ("server", "the local backend")):
+            if name in self.parts and (code := self.parts[name].poll()) is not None:
+                return f"{what} ended ({ending(code)}), see {self.logs}/{name}.log"
+        return None
 
     def log(self, name: str) -> str:
         return (self.logs / f"{name}.log").read_text(encoding="utf-8", errors="replace")
@@ -268,11 +298,16 @@ def free_ports(n: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
-def trained_steps(job_root: Path) -> list[TrainedStep]:
-    """The steps in the trainer's own log, in order."""
+def ending(code: int) -> str:
+    """How a process ended, by its exit code; below 0 it is the signal that killed it."""
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+def trained_steps(job_root: Path, earlier: Mapping[Path, int] | None = None) -> list[TrainedStep]:
+    """The steps in the trainer's own log, in order; `earlier` as in `since`."""
     steps = []
     for log in job_root.glob("**/log/trainer.log"):
-        for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in since(log, earlier).splitlines():
             if found := STEP_LINE.search(line):
                 steps.append(
                     TrainedStep(int(found[1]), {name: float(value) for name, value in METRIC.findall(found[2])})
@@ -280,10 +315,23 @@ def trained_steps(job_root: Path) -> list[TrainedStep]:
     return steps
 
 
-def actor_failure(job_root: Path) -> str | None:
-    """The error that ended Trinity's trainer or explorer, which only their logs tell."""
+def since(log: Path, earlier: Mapping[Path, int] | None) -> str:
+    """What was added to a log after it had the size noted in `earlier`: a resumed run writes on in the same files."""
+    with log.open("rb") as file:
+        file.seek((earlier or {}).get(log, 0))
+        return file.read().decode("utf-8", errors="replace")
+
+
+def dead_actor(text: str) -> str | None:
+    """Which of Trinity's actors died without an error of its own, from what the driver logs about it."""
+    found = DEAD_ACTOR.findall(text)
+    return f"Trinity's {found[0]} died (killed, or its node was lost)" if found else None
+
+
+def actor_failure(job_root: Path, earlier: Mapping[Path, int] | None = None) -> str | None:
+    """The error that ended Trinity's trainer or explorer, which only their logs tell; `earlier` as in `since`."""
     for log in [*job_root.glob("**/log/trainer.log"), *job_root.glob("**/log/explorer.log")]:
-        text = log.read_text(encoding="utf-8", errors="replace")
+        text = since(log, earlier)
         for headline in ("Error in Trainer:", "Error in Explorer:"):
             if headline in text and (reason := last_error(text.rpartition(headline)[2])):
                 return reason

@@ -9,9 +9,19 @@ import time
 from pathlib import Path
 
 import pytest
+import ray
 
 from trinity_rec import launch, vllm_stand_in
-from trinity_rec.launch import LaunchError, Session, actor_failure, last_error, marked_processes, trained_steps
+from trinity_rec.launch import (
+    LaunchError,
+    Session,
+    actor_failure,
+    dead_actor,
+    ending,
+    last_error,
+    marked_processes,
+    trained_steps,
+)
 
 # its child has no parent, a session of its own, and does not hear SIGTERM
 ORPHAN = """
@@ -116,6 +126,65 @@ def test_a_trainers_error_is_found_under_the_loggers_prefix(tmp_path):
     assert actor_failure(tmp_path) == "KeyError: 'ref_logprob'"
     log.write_text("INFO 11-22 20:32:17 [trainer.py:185] fine\n")
     assert actor_failure(tmp_path) is None
+
+
+def test_of_a_resumed_runs_logs_only_what_it_wrote_itself_counts(tmp_path):
+    log = tmp_path / "log" / "trainer.log"
+    log.parent.mkdir()
+    log.write_text(
+        "INFO [monitor.py:113] Step 1: {'a': 1}\nERROR [trainer.py:154] Error in Trainer:\nKeyError: 'old'\n"
+    )
+    earlier = {log: log.stat().st_size}
+    with log.open("a") as file:
+        file.write("INFO [monitor.py:113] Step 2: {'a': 2}\n")
+    assert [step.number for step in trained_steps(tmp_path, earlier)] == [2]
+    assert actor_failure(tmp_path, earlier) is None
+    assert actor_failure(tmp_path) == "KeyError: 'old'"
+
+
+def test_a_part_that_dies_is_named(tmp_path):
+    with Session(tmp_path) as session:
+        session.spawn("server", [sys.executable, "-c", ""]).wait()
+        session.spawn("server", [sys.executable, "-c", "import time; time.sleep(99)"])  # only the newest is needed
+        assert session.dead_part() is None
+        session.parts["server"].kill()
+        session.parts["server"].wait()
+        assert session.dead_part() == f"the local backend ended (killed by SIGKILL), see {tmp_path}/server.log"
+
+
+def test_a_driver_that_is_followed_no_more_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "script", lambda name: [sys.executable, "-c", "import time; time.sleep(99)"])
+    with Session(tmp_path) as session:
+        with pytest.raises(LaunchError, match="trinity run was stuck: no step in 0 s, 0 of 3 done"):
+            list(session.run_trinity(tmp_path / "config.yaml", tmp_path, total_steps=3, patience=0.1))
+        assert session.parts["trinity"].returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(("code", "text"), [(-9, "killed by SIGKILL"), (-15, "killed by SIGTERM"), (3, "exit code 3")])
+def test_how_a_process_ended(code, text):
+    assert ending(code) == text
+
+
+class Trainer:
+    def die(self):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_an_actor_that_died_is_named_as_ray_names_it():
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        trainer = ray.remote(Trainer).remote()
+        with pytest.raises(ray.exceptions.RayActorError):
+            ray.get(trainer.die.remote())
+        with pytest.raises(ray.exceptions.RayActorError) as failure:
+            ray.get(trainer.die.remote())
+    finally:
+        ray.shutdown()
+    text = f"Explorer or Trainer failed:\nray.exceptions.{failure.typename}: {failure.value}\n"
+    prefixed = text.replace("\n", "\r\nERROR 11-22 20:32:18 [launcher.py:268] ")  # as Trinity's logger writes it
+    for each in (text, prefixed):
+        assert dead_actor(each) == "Trinity's Trainer died (killed, or its node was lost)"
+    assert dead_actor("ValueError: The actor died of shame\n") is None
 
 
 @pytest.mark.parametrize(
