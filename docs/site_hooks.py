@@ -12,7 +12,10 @@ from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parents[1]
 FRONT = {"README.md": "index.md"}
-ALONG = ("CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "configs/*/README.md", "examples/*/README.md", "examples/*/*.yaml")
+ALONG = (
+    *("CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md"),
+    *("configs/*/README.md", "examples/*/README.md", "examples/*/*.yaml"),
+)
 
 
 def on_files(files, config):

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
 from trinity_rec.commands.terminal import UsageError
 from trinity_rec.paper.compose import Run, parsed, validated
 from trinity_rec.paper.experiments import EXPERIMENTS
-from trinity_rec.paper.run import Progress, attempt, delete_checkpoints, progress, rewound, same_settings
+from trinity_rec.paper.run import Progress, attempt, delete_checkpoints, move_aside, progress, same_settings
 
-INTERVAL, OFFSET = (EXPERIMENTS[f"gsm8k/{setting}/rec_grpo"] for setting in ("sync_interval_20", "sync_offset_10"))
+INTERVAL = EXPERIMENTS["gsm8k/sync_interval_20/rec_grpo"]
 
 
 def state(run: Run) -> Progress:
@@ -21,7 +19,8 @@ def state(run: Run) -> Progress:
 
 def checkpoint(run: Run, *steps: int) -> None:
     for step in steps:
-        (run.directory / f"global_step_{step}" / "actor").mkdir(parents=True)
+        (run.directory / f"global_step_{step}").mkdir(parents=True)
+        (run.directory / f"global_step_{step}" / "remote_checkpoint_path.txt").write_text("tinker://run/weights/x")
     (run.directory / "latest_checkpointed_iteration.txt").write_text(str(steps[-1]))
 
 
@@ -57,39 +56,13 @@ def test_on_tinker_there_is_no_benchmark(tmp_path):
     assert state(run).is_done and state(run).unevaluated == []
 
 
-def test_the_explorer_is_put_back_to_the_trainers_checkpoint(tmp_path):
-    run = Run(INTERVAL, 1, tmp_path)
-    checkpoint(run, 20)
-    meta = {name: run.directory / f"{name}_meta.json" for name in ("explorer", "trainer", "benchmark")}
-    for path in meta.values():
-        path.write_text(json.dumps({"latest_iteration": 40}))
-    resumed = rewound(run.directory, run.training(), 20)
-    assert json.loads(meta["explorer"].read_text()) == {
-        "latest_iteration": 20,
-        "taskset_states": [{"current_index": 20 * 96}],
-    }
-    assert json.loads(meta["trainer"].read_text()) == {"latest_iteration": 40}
-    assert resumed == run.training()
-
-
-def test_the_explorer_stays_as_far_ahead_as_without_a_break(tmp_path):
-    run = Run(OFFSET, 1, tmp_path)
-    checkpoint(run, 40)
-    resumed = rewound(run.directory, run.training(), 40)
-    offset, interval = resumed.synchronizer.sync_offset, resumed.synchronizer.sync_interval
-    # Explorer.need_sync: the steps of the explorer at which it asks for new weights; the trainer's are multiples of
-    # the interval. In every meeting the explorer is ten steps ahead.
-    meetings = [step for step in range(41, 60) if step > offset and (step - offset) % interval == 0]
-    assert [step - 10 for step in meetings] == list(range(41, 50))
-
-
-def test_without_a_checkpoint_the_beginning_is_the_beginning(tmp_path):
-    run = Run(OFFSET, 1, tmp_path)
-    run.directory.mkdir(parents=True)
-    for name in ("explorer", "trainer"):
-        (run.directory / f"{name}_meta.json").write_text(json.dumps({"latest_iteration": 11}))
-    assert rewound(run.directory, run.training(), 0) == run.training()
-    assert not list(run.directory.glob("*_meta.json"))
+def test_a_run_that_starts_anew_keeps_what_there_was(tmp_path):
+    run = Run(EXPERIMENTS["gsm8k/offline/rec_grpo"], 1, tmp_path)
+    for number in (1, 2):
+        checkpoint(run, 20)
+        assert move_aside(run) == run.directory.with_name(f"rec_grpo-seed1.{number}")
+        assert str(state(run)) == "0 of 160 steps trained, 0 evaluated"
+    assert (tmp_path / "gsm8k/offline/rec_grpo-seed1.2/global_step_20").is_dir()
 
 
 def test_a_directory_is_one_choice_of_settings(tmp_path):

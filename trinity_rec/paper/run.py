@@ -28,6 +28,7 @@ from trinity_rec.commands.terminal import UsageError
 from trinity_rec.launch import MARK, LaunchError, Session, last_error, script, signals_as_exit
 from trinity_rec.paper.compose import Run
 from trinity_rec.plot.events import LogsError, read_run
+from trinity_rec.plugin.resume import last_checkpoint
 from trinity_rec.quickstart.run import watch
 
 PATIENCE = 2 * 3600.0  # seconds without a training step; the first comes after loading the model and an evaluation
@@ -75,7 +76,7 @@ class Progress:
 def progress(run: Run, config: Any) -> Progress:
     """How far the run is whose typed training configuration (`validated`) this is."""
     return Progress(
-        trained=last_checkpoint(run.directory),
+        trained=last_checkpoint(run.directory, remote=config.model.tinker.enable),
         total=config.trainer.total_steps or config.buffer.total_steps,
         checkpoints=tuple(
             sorted(int(path.name.removeprefix("global_step_")) for path in run.directory.glob("global_step_*"))
@@ -83,12 +84,6 @@ def progress(run: Run, config: Any) -> Progress:
         evaluated=frozenset(evaluated_steps(run.directory)),
         benches=not config.model.tinker.enable and bool(config.buffer.explorer_input.eval_tasksets),
     )
-
-
-def last_checkpoint(directory: Path) -> int:
-    """The training step of the last whole checkpoint, 0 without one."""
-    path = directory / "latest_checkpointed_iteration.txt"
-    return int(path.read_text(encoding="utf-8")) if path.exists() else 0
 
 
 def evaluated_steps(directory: Path) -> set[int]:
@@ -179,44 +174,27 @@ def same_settings(run: Run, training: DictConfig) -> None:
 
 
 def train(run: Run, training: DictConfig, before: Progress, console: Console) -> None:
-    """`trinity run` in `mode: both`, from the last checkpoint on."""
+    """`trinity run` in `mode: both`, from the last checkpoint on (`trinity_rec.plugin.resume` sees to the details)."""
     done = before.trained
     if done and run.experiment.setting.is_offline:
-        # Trinity starts an explorer with the trainer's weights, but offline all rollouts are the initial policy's.
-        aside = next(
-            path for n in count(1) if not (path := run.directory.with_name(f"{run.directory.name}.{n}")).exists()
-        )
-        run.directory.rename(aside)
-        console.print(f"{run.name}: an offline run cannot be resumed; what there was is in {aside}")
+        console.print(f"{run.name}: an offline run cannot be resumed; what there was is in {move_aside(run)}")
         same_settings(run, training)
         done = 0
-    resumed = rewound(run.directory, training, done)
     console.print(f"{run.name}: training" + (f", from step {done}" if done else ""))
-    with attempt(run, "train", resumed) as (session, path):
+    with attempt(run, "train", training) as (session, path):
         steps = session.run_trinity(path, run.directory, total_steps=before.total - done, patience=PATIENCE)
         for _ in watch(steps, before.total, console):
             pass
 
 
-def rewound(directory: Path, training: DictConfig, step: int) -> DictConfig:
-    """Put Trinity's explorer back to the trainer's last checkpoint, and return the YAML that goes on from there.
+def move_aside(run: Run) -> Path:
+    """Rename a run's directory to the first free `<name>.<n>`, so that it starts anew; returns the new place.
 
-    The explorer notes its place at each synchronisation, the trainer at each checkpoint; experiences in between are
-    lost with the queue. Trinity would go on without them and train fewer steps, and with a `sync_offset` the explorer
-    would no longer be ahead. Put back to the trainer's step, it makes them again, and counting `sync_offset` from that
-    step keeps it as far ahead as in a run without a break.
+    Trinity starts the explorer of a resumed run with the trainer's weights, but offline all rollouts are the initial
+    policy's.
     """
-    for meta in directory.glob("*_meta.json"):
-        if meta.name != "benchmark_meta.json" and (meta.name.startswith("explorer") or not step):
-            meta.unlink()
-    if not step:
-        return training.copy()
-    place = {"latest_iteration": step, "taskset_states": [{"current_index": step * training.buffer.batch_size}]}
-    (directory / "explorer_meta.json").write_text(json.dumps(place, indent=2), encoding="utf-8")
-    resumed = training.copy()
-    if offset := resumed.synchronizer.get("sync_offset", 0):
-        resumed.synchronizer.sync_offset = step + offset
-    return resumed
+    names = (run.directory.with_name(f"{run.directory.name}.{n}") for n in count(1))
+    return run.directory.rename(next(path for path in names if not path.exists()))
 
 
 def bench(run: Run, before: Progress, console: Console) -> None:
