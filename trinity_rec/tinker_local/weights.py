@@ -28,6 +28,7 @@ from trinity_rec.tinker_local.errors import RequestError, ServeError
 SAMPLER, CHECKPOINT = "sampler_weights", "weights"
 _PART = re.compile(r"[^/\\\x00-\x1f.][^/\\\x00-\x1f]{0,199}")  # a file name: no separator, no leading dot
 _TEMPORARY = ".writing-"
+_REPLACED = ".replaced-"  # a snapshot on its way out, put back if its successor did not make it
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,12 @@ class WeightStore:
             raise ServeError(f"cannot use the weights directory {root}: {error.strerror}") from error
         for leftover in self.root.glob(f"*/*/{_TEMPORARY}*"):  # of a server that was killed while it wrote
             shutil.rmtree(leftover, ignore_errors=True)
+        for leftover in self.root.glob(f"*/*/{_REPLACED}*"):
+            place = leftover.with_name(leftover.name.removeprefix(_REPLACED))
+            if place.exists():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.rename(place)
 
     def close(self) -> None:
         self._owner.close()
@@ -123,9 +130,11 @@ class WeightStore:
             files = {file.name: _fingerprint(file) for file in sorted(writing.iterdir())}
             (writing / "manifest.json").write_text(json.dumps({"version": 1, "files": files}))
             with self._lock:
+                replaced = place.with_name(f"{_REPLACED}{path.name}")
                 if place.exists():
-                    shutil.rmtree(place)
+                    place.rename(replaced)
                 writing.rename(place)
+                shutil.rmtree(replaced, ignore_errors=True)
                 self._condemned.discard(path)
                 if path.kind == SAMPLER:
                     self._newest = (path, weights)  # most likely what is sampled from next
