@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.table import Table
@@ -74,12 +75,11 @@ def logged(runs: Iterable[Run]) -> list[tuple[Run, events.Run]]:
 def row(run: Run, logs: events.Run) -> Row:
     measured = accuracy(logs)
     trained = find(logs, "critic/rewards/mean")
-    last = {name: _last(Group("", "", (logs,)), name) for name in DRAWN}
-    values: dict[str, object] = {}
+    values: dict[str, Any] = {name: _last(Group("", "", (logs,)), name) for name in DRAWN}
     if measured is not None:
         tag, series = measured
         best = int(np.argmax(series.values))
-        values = {
+        values |= {
             "accuracy_first": float(series.values[0]) if series.steps[0] == 0 else None,
             "accuracy_last": float(series.values[-1]),
             "accuracy_best": float(series.values[best]),
@@ -92,7 +92,6 @@ def row(run: Run, logs: events.Run) -> Row:
         figures=" ".join(run.experiment.figures),
         steps=int(trained.steps[-1]) if trained is not None and len(trained.steps) else 0,
         **values,
-        **last,
     )
 
 

@@ -203,21 +203,18 @@ def bench(run: Run, before: Progress, console: Console) -> None:
     Raises:
         LaunchError: Trinity ended with a checkpoint not evaluated.
     """
-    missing_steps = before.unevaluated
+    left_out = before.unevaluated
     # Trinity's benchmark goes through the checkpoints in order, and begins behind the step noted here.
-    if behind := [step for step in before.evaluated if step < missing_steps[0]]:
+    if behind := [step for step in before.evaluated if step < left_out[0]]:
         note = run.directory / f"{BENCH_ROLE}_meta.json"
         note.write_text(json.dumps({"latest_iteration": max(behind)}), encoding="utf-8")
-    console.print(
-        f"{run.name}: evaluating {len(missing_steps)} checkpoints, the initial model among them if it is step 0"
-    )
+    console.print(f"{run.name}: evaluating the weights of steps {', '.join(map(str, left_out))}")
     with attempt(run, "bench", run.bench()) as (session, path):
         for _ in session.run_trinity(path, run.directory, total_steps=0, patience=math.inf):
             pass
-        left = sorted(set(missing_steps) - evaluated_steps(run.directory))
-        if left:
+        if still := sorted(set(left_out) - evaluated_steps(run.directory)):
             reason = last_error(session.log("trinity")) or f"see {session.logs}/trinity.log"
-            raise LaunchError(f"{run.name}: mode: bench left steps {', '.join(map(str, left))} out: {reason}")
+            raise LaunchError(f"{run.name}: mode: bench left steps {', '.join(map(str, still))} out: {reason}")
 
 
 @contextmanager
