@@ -34,8 +34,12 @@ def session(ray_session, tmp_path_factory):
     return ray_session
 
 
-def run(session: Session, folder: Path, steps: int, **changes: object) -> list[TrainedStep]:
-    """`trinity run` of the quickstart's YAML, small and with some keys changed; `__` in a key stands for a dot."""
+def run(session: Session, folder: Path, steps: int, after: int = 0, **changes: object) -> list[TrainedStep]:
+    """`trinity run` of the quickstart's YAML, small and with some keys changed; `__` in a key stands for a dot.
+
+    Args:
+        after: the steps that were trained before, of a run that is resumed.
+    """
     config = OmegaConf.load(example("rec_gsm8k/quickstart.yaml"))
     small = {
         "buffer.batch_size": BATCH,
@@ -51,7 +55,7 @@ def run(session: Session, folder: Path, steps: int, **changes: object) -> list[T
     path = folder / "config.yaml"
     OmegaConf.save(config, path)
     trained = list(session.run_trinity(path, job_root=folder, total_steps=steps))
-    assert [step.number for step in trained] == list(range(1, steps + 1))
+    assert [step.number for step in trained] == list(range(after + 1, steps + 1))
     return trained
 
 
@@ -135,7 +139,7 @@ def test_offline_goes_on_with_its_data_after_a_resume(session, tmp_path):
     first = run(session, tmp_path, 3, **offline)
     assert [step.metrics["sample/offline_epoch"] for step in first] == [0, 0, 1]
     assert all(step.metrics["sample/model_version/max"] <= 0 for step in first)
-    resumed = run(session, tmp_path, 6, continue_from_checkpoint=True, **offline)[3:]
+    resumed = run(session, tmp_path, 6, after=3, continue_from_checkpoint=True, **offline)
     assert [step.metrics["sample/offline_epoch"] for step in resumed] == [1, 2, 2]
     assert all(step.metrics["sample/model_version/max"] <= 0 for step in resumed)
     # The same batches come again: an odd step is the first batch, whose rewards are known.

@@ -182,7 +182,7 @@ def train(run: Run, training: DictConfig, before: Progress, console: Console) ->
         done = 0
     console.print(f"{run.name}: training" + (f", from step {done}" if done else ""))
     with attempt(run, "train", training) as (session, path):
-        steps = session.run_trinity(path, run.directory, total_steps=before.total - done, patience=PATIENCE)
+        steps = session.run_trinity(path, run.directory, total_steps=before.total, patience=PATIENCE)
         for _ in watch(steps, before.total, console):
             pass
 
