@@ -66,7 +66,7 @@ def test_two_runs_are_the_same(session, place, unbroken):
 
 
 def test_a_run_that_was_killed_equals_an_unbroken_one(session, place, unbroken):
-    survive_kills(session, place, unbroken, seed=7)
+    survive_kills(session, place, unbroken, seed=2)
 
 
 @pytest.mark.soak
@@ -85,7 +85,8 @@ def survive_kills(session, place, unbroken, seed):
     rewards, weights = unbroken
     resumed_at = 0
     for victim in draw.sample(list(VICTIMS), len(VICTIMS)):
-        after, delay = draw.randrange(3), draw.uniform(0, 3)
+        after = min(draw.randrange(4), max(0, STEPS - 3 - resumed_at))  # never so late that the run is over
+        delay = draw.uniform(0, 1.5)
         print(f"seed {seed}: at {resumed_at}, {victim} dies {delay:.2f} s after {after} more steps")
         seen, killed = [], []
         killer = threading.Thread(target=kill, args=(session, victim, folder, after, delay, killed))
