@@ -24,6 +24,7 @@ from trinity_rec.plugin.policy_loss import RECPolicyLoss
 from trinity_rec.plugin.resume import settle
 from trinity_rec.plugin.sample_strategy import strategy_named
 from trinity_rec.presets import PRESETS, Preset
+from trinity_rec.versions import unsupported
 
 POLICY_LOSS = "trinity_rec.RECPolicyLoss"
 ADVANTAGE = "trinity_rec.RECAdvantage"
@@ -64,6 +65,8 @@ class PresetAlgorithm(AlgorithmType):
         Raises:
             ValueError: an argument or a combination that cannot be trained with; one line that names the key.
         """
+        for line in unsupported():
+            get_logger(__name__).warning(line)
         algorithm = config.algorithm
         for key, value in cls.default_config().items():
             if key != "kl_loss_fn" and getattr(algorithm, key) is None:
