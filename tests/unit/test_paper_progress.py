@@ -74,15 +74,11 @@ def test_a_directory_is_one_choice_of_settings(tmp_path):
         same_settings(other, other.training())
 
 
-def test_every_start_has_its_own_directory_namespace_and_logs(tmp_path):
+def test_every_start_has_its_own_directory_and_namespace(tmp_path):
     run = Run(INTERVAL, 1, tmp_path)
     namespaces = []
     for number in (1, 2):
         with attempt(run, "train", run.training()) as (session, path):
             assert session.logs == path.parent == run.directory / "launch" / f"train-{number}"
             namespaces.append(next(line for line in path.read_text().splitlines() if line.startswith("ray_namespace")))
-            assert not (run.directory / "log").exists()
-            (run.directory / "log").mkdir()
-            (run.directory / "log" / "trainer.log").write_text("Step 1: {'critic/rewards/mean': 0.5}\n")
     assert len(set(namespaces)) == 2
-    assert (run.directory / "launch" / "trinity-logs-before-train-2" / "trainer.log").exists()

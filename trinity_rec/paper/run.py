@@ -229,9 +229,6 @@ def attempt(run: Run, stage: str, config: DictConfig) -> Iterator[tuple[Session,
     # a later start in the same Ray namespace would get it by its name, and wait for it forever.
     OmegaConf.update(config, "ray_namespace", f"{run.name}/{place.name}")
     path = write_yaml(config, place / "config.yaml")
-    # What lies in Trinity's own log directory counts as this start's: the logs of the one before move away.
-    if (old := run.directory / "log").exists():
-        old.rename(launches / f"trinity-logs-before-{place.name}")
     with signals_as_exit(), Session(place) as session:
         session.env = {**os.environ, MARK: session.mark, "PYTHONUNBUFFERED": "1"}
         yield session, path
