@@ -45,6 +45,7 @@ test: lint
 
 # A test that soaks sets its own time limit by pytest.mark.timeout; faulthandler's look at a long test can crash it.
 soak: $(ALL)
+	$(INSTALL) --editable '.[soak]'
 	$(BIN)/pytest -m soak -o faulthandler_timeout=0
 
 clean:
