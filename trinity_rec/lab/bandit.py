@@ -15,9 +15,9 @@ from trinity_rec.lab.training import VARIANTS, Row, Variant
 BEHAVIOUR = (0.3, 0.6, 0.1)
 REWARDS = (0.0, 0.8, 1.0)
 RATE = 0.5  # of plain gradient ascent on the logits
-STEPS = 2000
+STEPS = 500
 GROUPS, SAMPLES = 16, 8  # of a sampled step
-ROW_EVERY = 20  # steps between the rows of a curve
+ROW_EVERY = 5  # steps between the rows of a curve
 
 _PRESETS = ("rec_reinforce", "rec_grpo", "rec_oneside_nois", "rep_opmd", "rep_asymre", "red_drop", "red_weight")
 BANDIT_VARIANTS = {

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from trinity_rec.lab.bandit import BANDIT_VARIANTS
+from trinity_rec.lab.claims import HOLDS
 from trinity_rec.lab.tasks import TASKS
 from trinity_rec.lab.training import SETTINGS, VARIANTS
 
@@ -20,17 +21,26 @@ def summary_table(judged: Sequence[dict[str, Any]]) -> str:
 
 
 def parts_table(claim: dict[str, Any]) -> str:
-    """One row a part of a claim, with the cells that say something else than the whole."""
-    rows = ["| part | effect | 95 % interval | verdict | cells that differ |", "|---|---|---|---|---|"]
+    """One row a part of a claim; of its cells, a task under a setting each, those that say something else."""
+    rows = ["| part | effect | 95 % interval | verdict | cells |", "|---|---|---|---|---|"]
     for part in claim["parts"]:
         effect, interval = _numbers(part)
-        others = [
-            f"{TASKS[cell['task']].title}, {SETTINGS[cell['setting']].title}: {cell['verdict']} ({cell['effect']:+.3f})"
-            for cell in part["cells"]
-            if cell["verdict"] != part["verdict"]
-        ]
-        rows.append(f"| {part['statement']} | {effect} | {interval} | {part['verdict']} | {'; '.join(others)} |")
+        cells = _cells(part["cells"])
+        rows.append(f"| {part['statement']} | {effect} | {interval} | {part['verdict']} | {cells} |")
     return "\n".join(rows)
+
+
+def _cells(cells: Sequence[dict[str, Any]]) -> str:
+    """How many cells hold, and which do not, with their effects."""
+    if len(cells) < 2:
+        return ""
+    holding = sum(cell["verdict"] == HOLDS for cell in cells)
+    others = [
+        f"{TASKS[cell['task']].title}, {SETTINGS[cell['setting']].title}: {cell['verdict']} ({cell['effect']:+.3f})"
+        for cell in cells
+        if cell["verdict"] != HOLDS
+    ]
+    return "; ".join([f"{holding} of {len(cells)} hold", *others])
 
 
 def mass_table(final_mass: dict[str, dict[str, list[float]]]) -> str:
