@@ -1,7 +1,7 @@
 """The tool-call task through the real `trinity run` on the local backend: rewards flow and steps train.
 
-The model is made for it: it has heard right and wrong calls for four questions, so that a sampled response is often well
-formed and about one in five is right.
+The model is made for it: it has heard right and wrong calls for four questions, so that a sampled response is often
+well formed and about one in five is right.
 """
 
 from __future__ import annotations
