@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trinity_rec.lab.bandit import BANDIT_VARIANTS
@@ -49,6 +49,25 @@ def mass_table(final_mass: dict[str, dict[str, list[float]]]) -> str:
     for name, variant in BANDIT_VARIANTS.items():
         masses = (", ".join(f"{mass:.2f}" for mass in final_mass[source][name]) for source in ("exact", "sampled"))
         rows.append(f"| {variant.title} | {' | '.join(masses)} |")
+    return "\n".join(rows)
+
+
+def rewards_table(rewards: Sequence[Mapping[str, str]]) -> str:
+    """The rows of `rewards.csv` as one row a variant and one column a setting: the final reward on each task."""
+    ends = {(row["variant"], row["setting"], row["task"]): float(row["final_reward"]) for row in rewards}
+    tasks = [task for task in TASKS if any(task == row["task"] for row in rewards)]
+    settings = [setting for setting in SETTINGS if any(setting == row["setting"] for row in rewards)]
+    rows = [
+        f"| algorithm | {' | '.join(SETTINGS[setting].title for setting in settings)} |",
+        "|---" * (1 + len(settings)) + "|",
+    ]
+    for name, variant in VARIANTS.items():
+        cells = [
+            " / ".join(f"{ends[name, setting, task]:.2f}" for task in tasks if (name, setting, task) in ends)
+            for setting in settings
+        ]
+        if any(cells):
+            rows.append(f"| {variant.title} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
 

@@ -1,0 +1,77 @@
+"""docs/reproduction.md and docs/choose.md say what was measured: their tables are those of the results beside them."""
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from trinity_rec.lab.claims import CLAIMS
+from trinity_rec.lab.rates import RATES
+from trinity_rec.lab.report import mass_table, parts_table, rewards_table, summary_table, trinity_table
+from trinity_rec.lab.reproduce import ALL_CLAIMS, BANDIT, BANDIT_RULE, FULL, cells
+from trinity_rec.lab.tasks import TASKS
+from trinity_rec.lab.training import SETTINGS, VARIANTS
+from trinity_rec.lab.warm_up import ASSETS
+
+DOCS = Path(__file__).parents[2] / "docs"
+RESULTS = DOCS / "reproduction"
+PAGE = (DOCS / "reproduction.md").read_text(encoding="utf-8")
+JUDGED = json.loads((RESULTS / "claims.json").read_text(encoding="utf-8"))
+REWARDS = list(csv.DictReader((RESULTS / "rewards.csv").open(encoding="utf-8")))
+
+
+def test_every_claim_was_measured_by_the_rule_that_the_code_has():
+    assert [each["claim"] for each in JUDGED] == list(ALL_CLAIMS)
+    for each in JUDGED:
+        assert each["rule"] == (BANDIT_RULE if each["claim"] == BANDIT else CLAIMS[each["claim"]].rule)
+
+
+def test_the_summary_is_that_of_the_results():
+    assert summary_table(JUDGED) in PAGE
+
+
+@pytest.mark.parametrize("claim", JUDGED, ids=lambda claim: claim["claim"])
+def test_a_claim_s_section_has_its_verdict_its_statement_its_figure_and_its_numbers(claim):
+    name = claim["claim"]
+    section = PAGE.partition(f"## {name}: ")[2].partition("\n## ")[0]
+    assert section.startswith(claim["verdict"] + "\n")
+    assert claim["statement"] in section and f"(reproduction/{name}.png)" in section
+    assert parts_table(claim) in section
+    assert (RESULTS / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    if "final_mass" in claim:
+        assert mass_table(claim["final_mass"]) in section
+    paragraph = section.strip().rpartition("\n\n")[2]
+    assert len(paragraph) > 200 and not paragraph.startswith("|")
+
+
+def test_the_full_grid_stands_behind_the_page():
+    measured = {(row["task"], row["setting"], row["variant"]): int(row["seeds"]) for row in REWARDS}
+    assert measured == dict.fromkeys(cells(ALL_CLAIMS[1:], FULL), FULL.seeds)
+
+
+def test_the_choice_is_read_off_the_same_results():
+    assert rewards_table(REWARDS) in (DOCS / "choose.md").read_text(encoding="utf-8")
+
+
+def test_both_sides_of_the_central_contrast_are_shown():
+    side_by_side = json.loads((RESULTS / "trinity.json").read_text(encoding="utf-8"))
+    assert trinity_table(side_by_side) in PAGE and "(reproduction/trinity.png)" in PAGE
+    assert [each["variant"] for each in side_by_side] == [
+        "rec_reinforce",
+        "rec_grpo",
+        "rec_oneside_is",
+        "rec_oneside_nois",
+    ]
+
+
+def test_the_models_and_the_rates_are_those_in_use():
+    for name, task in TASKS.items():
+        card = json.loads((ASSETS / name / "card.json").read_text(encoding="utf-8"))
+        row = next(line for line in PAGE.splitlines() if line.startswith(f"| {task.title} | `"))
+        assert row.endswith(f"| {card['greedy_reward']:.2f} | {card['sampled_reward']:.2f} |")
+        row = next(line for line in PAGE.splitlines() if re.match(rf"\| {task.title} \| [+-]", line))
+        assert row.endswith(f"| {RATES[name]:g} |")
+    assert all(setting.title.split()[0] in PAGE for setting in SETTINGS.values())
+    assert set(row["variant"] for row in REWARDS) == set(VARIANTS)
