@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.tiny_run import largest_difference, start_backend, train, weights_after, write_config
+from tests.tiny_run import NAME, largest_difference, start_backend, train, weights_after, write_config
 from trinity_rec.launch import LaunchError, Session, marked_processes, trained_steps
 from trinity_rec.plugin.resume import LEDGER, Ledger, last_checkpoint
 
@@ -81,7 +81,7 @@ def survive_kills(session, place, unbroken, seed):
     draw = random.Random(seed)
     folder = place / f"killed-{seed}"
     write_config(folder, STEPS)
-    job = folder / "trinity" / folder.name
+    job = folder / "trinity" / NAME
     rewards, weights = unbroken
     resumed_at = 0
     for victim in draw.sample(list(VICTIMS), len(VICTIMS)):
