@@ -89,7 +89,8 @@ def survive_kills(session, place, unbroken, seed):
         delay = draw.uniform(0, 1.5)
         print(f"seed {seed}: at {resumed_at}, {victim} dies {delay:.2f} s after {after} more steps")
         seen, killed = [], []
-        killer = threading.Thread(target=kill, args=(session, victim, folder, after, delay, killed))
+        details = (session, victim, folder, after, delay, killed)
+        killer = threading.Thread(target=kill, args=details, daemon=True)  # it must not outlive a test that fails
         killer.start()
         with pytest.raises(LaunchError, match=VICTIMS[victim]) as failure:
             for step in train(session, folder, STEPS):
