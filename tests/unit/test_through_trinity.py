@@ -109,6 +109,9 @@ def columns(final, steps=40):
 def test_the_final_reward_is_that_of_the_last_weights():
     values = columns(0.8)
     assert through_trinity.final_rollouts(values) == round(float(values["rollout_reward"][-2:].mean()), 4)
+    # a run shorter than a sync interval, from the lab, whose table begins before there are rollouts
+    short = {"step": np.array([0.0, 10.0]), "rollout_reward": np.array([np.nan, 0.25])}
+    assert through_trinity.final_rollouts(short) == 0.25
 
 
 def test_both_sides_are_drawn(tmp_path):

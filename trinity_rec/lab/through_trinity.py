@@ -244,7 +244,7 @@ def execute(runs: Sequence[Run], console: Console) -> None:
 def final_rollouts(columns: Columns) -> float:
     """Mean reward of the rollouts over the last sync interval, all from the same weights."""
     last = columns["step"] > columns["step"][-1] - (SETTINGS[SETTING].sync_interval or 1)
-    return round(float(columns["rollout_reward"][last].mean()), 4)
+    return round(float(np.nanmean(columns["rollout_reward"][last])), 4)
 
 
 def draw_side_by_side(sides: Mapping[str, Mapping[str, Sequence[Columns]]], path: Path) -> Path:
