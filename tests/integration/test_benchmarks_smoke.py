@@ -38,3 +38,11 @@ def test_the_local_backend_makes_steps_and_says_where_their_time_goes(tmp_path):
     assert ours["server_optim_steps"] == ours["server_saves"] == 1
     assert ours["sample"] + ours["train"] + ours["sync"] == pytest.approx(ours["step"], rel=0.2)
     assert {"sample_tokens_a_second", "train_tokens_a_second_cpu", "server_generate_seconds"} <= ours.keys()
+
+
+@pytest.mark.slow
+def test_the_lab_s_steps_a_second_are_counted_for_each_task():
+    command = [sys.executable, str(BENCHMARKS / "lab.py"), "--steps", "4", "--repeats", "1"]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == ["addition", "word_problems", "tool_call"]
+    assert all(float(line.split()[1]) > 1 for line in lines[1:])
