@@ -16,8 +16,8 @@ from trinity_rec.plot.draw import INK, Curve, draw_curves, figure_grid, save, sh
 DETAILS = {"kl_initial": "KL from the start", "clip_fraction": "clip fraction"}
 
 
-def draw_claim(claim: Claim, tasks: Sequence[str], curves: Curves, path: Path) -> Path:
-    """Reward on each task, then KL and clip fraction on the first one, by setting."""
+def draw_claim(claim: Claim, said: str, tasks: Sequence[str], curves: Curves, path: Path) -> Path:
+    """Reward on each task, then KL and clip fraction on the first one, by setting; `said` is the verdict."""
     rows = [(task, "reward", TASKS[task].title) for task in tasks]
     rows += [(tasks[0], column, label) for column, label in DETAILS.items()]
     figure, grid = figure_grid(len(rows), len(claim.settings))
@@ -36,12 +36,14 @@ def draw_claim(claim: Claim, tasks: Sequence[str], curves: Curves, path: Path) -
                 xlabel="training step" if down == len(rows) - 1 else None,
                 title=None if down else SETTINGS[setting].title,
             )
-    figure.suptitle(f"{claim.name}: {claim.title}", x=0.01, ha="left", color=INK, fontsize=12, weight="bold")
+    figure.suptitle(
+        f"Claim {claim.name}: {claim.title} ({said})", x=0.01, ha="left", color=INK, fontsize=12, weight="bold"
+    )
     shared_legend(figure)
     return save(figure, path)
 
 
-def draw_bandit(curves: Curves, path: Path) -> Path:
+def draw_bandit(said: str, curves: Curves, path: Path) -> Path:
     """The mass on each arm by step: above from the expected gradient, below from sampled data."""
     figure, grid = figure_grid(2, len(REWARDS))
     for down, (source, label) in enumerate((("exact", "exact gradient"), ("sampled", "sampled"))):
@@ -59,7 +61,7 @@ def draw_bandit(curves: Curves, path: Path) -> Path:
                 title=None if down else f"arm {arm + 1}, reward {reward:g}",
             )
             grid[down, arm].set_ylim(-0.02, 1.02)
-    title = "C1: data from another policy, a bandit of three arms"
+    title = f"Claim C1: on data from another policy REINFORCE misses the best arm ({said})"
     figure.suptitle(title, x=0.01, ha="left", color=INK, fontsize=12, weight="bold")
     shared_legend(figure)
     return save(figure, path)

@@ -85,12 +85,12 @@ def reproduce(
     for name in names:
         if name == BANDIT:
             judged.append(judge_bandit(curves))
-            figures.draw_bandit(curves, out / f"{name}.png")
+            figures.draw_bandit(judged[-1]["verdict"], curves, out / f"{name}.png")
             continue
         claim = CLAIMS[name]
         parts = [judge_part(part, scale.tasks, curves) for part in claim.parts]
         judged.append(judge(name, claim.statement, claim.rule, parts))
-        figures.draw_claim(claim, scale.tasks, curves, out / f"{name}.png")
+        figures.draw_claim(claim, judged[-1]["verdict"], scale.tasks, curves, out / f"{name}.png")
     (out / "claims.json").write_text(json.dumps(judged, indent=2) + "\n", encoding="utf-8")
     if trinity:
         from trinity_rec.lab.through_trinity import through_trinity  # needs the packages of the local backend
