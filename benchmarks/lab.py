@@ -1,7 +1,7 @@
 """Training steps a second of the lab, one process on one thread: `python benchmarks/lab.py`.
 
-The default experiment of each task (GRPO at sync_interval 20, 16 problems, 8 rollouts each), with an evaluation every ten
-steps as in `trinity-rec reproduce`, and with none; the median of several runs.
+The default experiment of each task (GRPO at sync_interval 20, 16 problems, 8 rollouts each), with an evaluation every
+ten steps as in `trinity-rec reproduce`, and with none; the median of several runs.
 """
 
 from __future__ import annotations
