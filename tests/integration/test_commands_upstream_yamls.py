@@ -1,6 +1,7 @@
 """YAMLs as people have them for GSM8K (GRPO, OPMD, AsymRE, rec), switched by `use`, pass Trinity's own checks."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -218,6 +219,7 @@ def test_trinitys_config_page_shows_our_algorithms(monkeypatch):
 
     for name in ("rec_oneside_nois", "red_drop"):
         ALGORITHM_TYPE.get(f"trinity_rec.{name}")
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])  # AppTest leaves its script there
     monkeypatch.setattr(ConfigRegistry, "get_check_func", lambda self, name: self.modules.get(f"check_{name}"))
     app = testing.AppTest.from_function(page, default_timeout=60).run()
     assert not app.exception

@@ -18,7 +18,7 @@ CONSOLE = Console(quiet=True)
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    """All claims, with two processes; the bandit for 40 steps."""
+    """All claims, with two processes."""
     out = tmp_path_factory.mktemp("reproduce")
     return out, reproduce.reproduce(ALL_CLAIMS, TINY, out, workers=2, console=CONSOLE)
 
