@@ -13,7 +13,7 @@ from __future__ import annotations
 import random
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -96,6 +96,12 @@ class Task(ABC):
     def reward(self, problem: Problem, response: str) -> float:
         """Between 0 and 1; 1 is a right answer."""
         return float(response == problem.answer)
+
+    def rewards(self, problems: Sequence[Problem], said: Tensor) -> list[float]:
+        """The reward of each response in `said` [problems * samples, response], token ids; a problem's lie together."""
+        samples = len(said) // len(problems)
+        texts = map(self.vocabulary.decode, said.tolist())
+        return [self.reward(problems[row // samples], text) for row, text in enumerate(texts)]
 
     @cached_property
     def vocabulary(self) -> Vocabulary:

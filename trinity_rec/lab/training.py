@@ -13,13 +13,14 @@ from collections import deque
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field
+from statistics import mean
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from trinity_rec.lab.model import Responses, TinyLM, sample
-from trinity_rec.lab.tasks import TASKS, Problem, Task
+from trinity_rec.lab.model import TinyLM, sample
+from trinity_rec.lab.tasks import TASKS, Task
 from trinity_rec.lab.warm_up import ASSETS
 from trinity_rec.objective import Objective
 from trinity_rec.presets import PRESETS
@@ -158,7 +159,9 @@ def train(experiment: Experiment, report: Callable[[int], None] = lambda step: N
         rollouts = sample(
             explorer, prompts[chosen], experiment.samples, task.response_length, task.vocabulary.end, drawing
         )
-        rewards = rewards_of(task, [task.train[number] for number in chosen], rollouts)
+        rewards = torch.tensor(
+            task.rewards([task.train[number] for number in chosen], rollouts.tokens), dtype=torch.float64
+        )
 
         # The trainer.
         shaped = shaping.shape(
@@ -205,14 +208,6 @@ def weights_of(model: TinyLM) -> dict[str, Tensor]:
     return {name: weight.detach().clone() for name, weight in model.state_dict().items()}
 
 
-def rewards_of(task: Task, problems: list[Problem], said: Responses) -> Tensor:
-    """The reward of each response, [problems * samples], float64."""
-    samples = len(said.tokens) // len(problems)
-    texts = map(task.vocabulary.decode, said.tokens.tolist())
-    rewards = [task.reward(problems[row // samples], text) for row, text in enumerate(texts)]
-    return torch.tensor(rewards, dtype=torch.float64)
-
-
 @torch.no_grad()
 def evaluate(model: TinyLM, initial: TinyLM, task: Task, seed: int) -> Row:
     """Reward, distance from the initial policy and response length on the held-out problems, at temperature 1."""
@@ -222,7 +217,7 @@ def evaluate(model: TinyLM, initial: TinyLM, task: Task, seed: int) -> Row:
     initial_logprobs = initial.response_logits(prompts, said.tokens).log_softmax(-1)
     initial_logprob = initial_logprobs.gather(-1, said.tokens[..., None])[..., 0]
     return {
-        "reward": rewards_of(task, task.held_out, said).mean().item(),
+        "reward": mean(task.rewards(task.held_out, said.tokens)),
         "kl_initial": (said.logprob - initial_logprob)[said.mask].mean().item(),
         "response_length": said.mask.sum(1).float().mean().item(),
     }

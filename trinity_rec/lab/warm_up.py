@@ -73,8 +73,8 @@ def reward(model: TinyLM, task: Task, problems: list[Problem], samples: int, see
     """The mean reward of `samples` responses to each problem; of the likeliest response where there is no seed."""
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     prompts = task.vocabulary.prompts([problem.question for problem in problems])
-    said = sample(model, prompts, samples, task.response_length, task.vocabulary.end, generator).tokens.tolist()
-    rewards = [task.reward(problems[row // samples], task.vocabulary.decode(tokens)) for row, tokens in enumerate(said)]
+    said = sample(model, prompts, samples, task.response_length, task.vocabulary.end, generator)
+    rewards = task.rewards(problems, said.tokens)
     return sum(rewards) / len(rewards)
 
 
