@@ -19,9 +19,11 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cache
+from itertools import repeat
 from numbers import Real
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -32,8 +34,9 @@ LOSS_AGG_MODES = ("token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "se
 METRICS = ("basic", "full")
 _MAY_BE_INFINITE = ("epsilon_high", "epsilon_high_prime", "temp")
 
-# Elements of a block of rows on the CPU: ten float32 blocks of this size fit in a core's second-level cache.
-_BLOCK = 32_768
+# Elements of a block of rows on the CPU: `_Scratch` of float32 fits in a core's second-level cache, and each call of
+# torch works long enough to be worth its overhead.
+_BLOCK = 65_536
 
 # exp(80) is far above any clip range and far below float32's largest number: a ratio that is clipped away must not
 # overflow, since infinity times M = 0 is not a number.
@@ -175,85 +178,121 @@ class Objective:
         if dimensions == 1:
             logprob, old_logprob, mask, advantages = (x.unsqueeze(0) for x in (logprob, old_logprob, mask, advantages))
         wanted = logprob.requires_grad and torch.is_grad_enabled()
+        inputs = logprob.detach(), old_logprob, mask.to(torch.bool), advantages
+        responses = len(inputs[0]) if global_batch_size is None else global_batch_size
+        normalisers = sample_weight, batch_num_tokens, responses, dp_size
         with torch.no_grad():
-            mask = mask.to(torch.bool)
-            ascent, sums = _evaluate(self, logprob.detach(), old_logprob, mask, advantages, wanted)
-            scale = self._scale(sums["tokens"], batch_num_tokens, global_batch_size, dp_size)
-            if sample_weight is not None:
-                scale = scale * sample_weight.to(scale).flatten()
-            sums["policy"] *= -scale
-            sums["regulariser"] *= scale
-            loss = (sums["policy"] + sums["regulariser"]).sum().to(torch.promote_types(logprob.dtype, torch.float32))
-            total = _totals(sums)
-            if not _is_finite(total, loss.dtype):
-                raise FloatingPointError(
-                    _why_not_finite(logprob, old_logprob, mask, advantages, sums, scale, dimensions)
-                )
+            result = _compiled(self)(*inputs, *normalisers) if self.compile else None
+            ascent, names, table, totals, loss, scale = result or _evaluate(self, *inputs, *normalisers, wanted=wanted)
+        total = dict(zip(names, totals.tolist(), strict=True))  # the one transfer from the device of a call
+        if not _is_finite(total, loss.dtype):
+            raise FloatingPointError(_why_not_finite(*inputs, dict(zip(names, table, strict=True)), scale, dimensions))
         if wanted:
-            loss = _WithGradient.apply(logprob, loss, ascent, -scale.to(loss.dtype).unsqueeze(-1))
+            loss = _WithGradient.apply(logprob, loss, ascent, scale)
         return loss, _metrics(self, total, len(logprob))
-
-    def _scale(self, tokens, batch_num_tokens, global_batch_size, dp_size) -> Tensor:
-        """n, [batch] or [1]: what a token of each response counts in the average; `tokens` is float64, [batch]."""
-        if self.loss_agg_mode == "token-mean":
-            count = tokens.sum() if batch_num_tokens is None else torch.as_tensor(batch_num_tokens)
-        else:
-            count = torch.as_tensor(len(tokens) if global_batch_size is None else global_batch_size)
-        scale = dp_size / count.to(tokens).clamp(min=1).reshape(1)
-        if self.loss_agg_mode == "seq-mean-token-sum-norm":
-            scale = scale / self.loss_scale_factor
-        if self.loss_agg_mode == "seq-mean-token-mean":
-            scale = scale / tokens.clamp(min=1)
-        return scale
 
 
 # On a CPU a comparison that yields bool, and whatever reads bool, takes four to fifteen times as long as arithmetic on
 # floats. So M is a float here, 1.0 or 0.0 (in-place comparisons keep the dtype), and padding is zeroed by its bits.
 
 
-def clip_mask(objective: Objective, ratio: Tensor, advantages: Tensor) -> Tensor:
+def clip_mask(
+    objective: Objective,
+    log_ratio: Tensor,
+    advantages: Tensor,
+    *,
+    out: Tensor | None = None,
+    work: Tensor | None = None,
+    more_work: Tensor | None = None,
+) -> Tensor:
     """M (table of section 2): 1 where a token keeps its policy gradient, 0 where it is clipped.
 
+    The bounds of the ratio are compared as logarithms, which a token without importance sampling has no exp to pay for.
+
     Args:
-        ratio: rho, or the sequence ratio for "gspo-one-side"; broadcasts against `advantages`.
-        advantages: A, any shape. Where it is 0, one-side clipping keeps the token.
+        log_ratio: log rho, [rows, response], or the sequence's, [rows, 1], for "gspo-one-side".
+        advantages: A, [rows, response]. Where it is 0, one-side clipping keeps the token.
+        out, work, more_work: tensors of the shape of `advantages` to write to, if any.
 
     Returns:
-        A tensor of the dtype of `ratio` and the broadcast shape.
+        A tensor of the dtype and shape of `advantages`; it is `out`, if that is given.
     """
-    low, high = 1 - objective.epsilon_low, 1 + objective.epsilon_high
+    low, high = _log_range(objective.epsilon_low, objective.epsilon_high)
     if objective.clip_mode == "none":
-        return torch.ones_like(ratio * advantages)
-    if objective.clip_mode in ("one-side", "gspo-one-side"):
-        # rho <= high where A > 0, rho >= low where A < 0: PPO's minimum is the unclipped term.
-        sign = advantages.sign()
-        bound = sign * ratio.clamp(low, high)
-        return sign.mul_(ratio).le_(bound)
-    band = _within(ratio, low, high)
+        return torch.ones_like(advantages)
+    if objective.clip_mode == "gspo-one-side":
+        return torch.mul(log_ratio - log_ratio.clamp(low, high), advantages, out=out).le_(0)
+    inside = torch.clamp(log_ratio, low, high, out=out)
+    if objective.clip_mode == "one-side":
+        # What exceeds the range is clipped where it has the sign of A: there PPO's minimum is the clipped term.
+        return torch.sub(log_ratio, inside, out=out).mul_(advantages).le_(0)
+    band = inside.eq_(log_ratio)
     if objective.clip_mode == "two-side":
         return band
-    too_rare = _within(ratio, None, 1 - objective.epsilon_low_prime).mul_(_within(advantages, 0, None))
-    too_likely = _within(ratio, 1 + objective.epsilon_high_prime, None).mul_(_within(advantages, None, 0))
-    return torch.maximum(band, too_rare.add_(too_likely))
+    # Beyond the outer bounds, which count as beyond, a token is kept where A pulls it back or is 0.
+    low, high = _log_range(objective.epsilon_low_prime, objective.epsilon_high_prime)
+    low, high = _next(low, math.inf, log_ratio.dtype), _next(high, -math.inf, log_ratio.dtype)
+    beyond = torch.sub(log_ratio, torch.clamp(log_ratio, low, high, out=work), out=work)
+    pulled_back = torch.mul(beyond, advantages, out=more_work).le_(0).mul_(beyond.ne_(0))
+    return torch.maximum(band, pulled_back, out=out)
 
 
-def _within(x: Tensor, low: float | None, high: float | None) -> Tensor:
-    """1.0 where low <= x <= high, else 0.0."""
-    return x.clamp(low, high).eq_(x)
+def _log_range(epsilon_low: float, epsilon_high: float) -> tuple[float, float]:
+    """The bounds [1 - epsilon_low, 1 + epsilon_high] of a ratio as logarithms."""
+    return (math.log(1 - epsilon_low) if epsilon_low < 1 else -math.inf), math.log(1 + epsilon_high)
 
 
-def _bits(mask: Tensor, dtype: torch.dtype) -> Tensor:
+@torch.compiler.assume_constant_result
+def _next(bound: float, towards: float, dtype: torch.dtype) -> float:
+    """The neighbour of a bound among the numbers of a type."""
+    number = numpy.float64 if dtype == torch.float64 else numpy.float32
+    return float(numpy.nextafter(number(bound), number(towards)))
+
+
+class _Scratch(NamedTuple):
+    """Blocks that `_terms` works in, [rows, response] each: written again for each block, they never leave the cache.
+
+    Without tensors (when compiled) torch makes what it needs.
+    """
+
+    bits: Tensor | None = None
+    log_ratio: Tensor | None = None
+    ratio: Tensor | None = None
+    keep: Tensor | None = None
+    ascent: Tensor | None = None
+    work: Tensor | None = None
+    more_work: Tensor | None = None
+
+    @classmethod
+    def empty(cls, objective: Objective, rows: int, length: int, like: Tensor, in_place: bool) -> _Scratch:
+        """The blocks that the objective needs, in the type of its arithmetic; `in_place`: the ascent has its place."""
+        full = objective.metrics == "full"
+        needed = {
+            "bits": True,
+            "log_ratio": True,
+            "ratio": full or objective.weight == "importance_sampling",
+            "keep": objective.clip_mode != "none",
+            "ascent": not in_place,
+            "work": True,
+            "more_work": full or objective.clip_mode == "ring",
+        }
+        names = [name for name in cls._fields if needed[name]]
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        blocks = torch.empty(len(names), rows, length, dtype=dtype, device=like.device)
+        return cls(**dict(zip(names, blocks, strict=True)))
+
+
+def _bits(mask: Tensor, dtype: torch.dtype, out: Tensor | None) -> Tensor:
     """-1, which is all bits set, where the boolean mask is true, else 0: integers as wide as `dtype`."""
-    if torch.compiler.is_compiling():
+    if out is None:
         return mask
-    return mask.view(torch.uint8).to(torch.int64 if dtype == torch.float64 else torch.int32).neg_()
+    return out.view(torch.int64 if dtype == torch.float64 else torch.int32).copy_(mask.view(torch.int8).neg())
 
 
-def _masked(x: Tensor, bits: Tensor, out: Tensor | None = None) -> Tensor:
-    """x where the bits are set, 0 elsewhere, whatever x holds there."""
-    if torch.compiler.is_compiling():
+def _masked(x: Tensor, bits: Tensor, out: Tensor | None) -> Tensor:
+    """x where the bits are set, 0 elsewhere, whatever x holds there; in `out`, if that is given."""
+    if out is None:
         return torch.where(bits != 0, x, 0.0)
-    out = torch.empty_like(x) if out is None else out
     torch.bitwise_and(x.view(bits.dtype), bits, out=out.view(bits.dtype))
     return out
 
@@ -265,142 +304,200 @@ def _terms(
     mask: Tensor,
     advantages: Tensor,
     *,
-    out: Tensor | None = None,
+    scratch: _Scratch,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The gradient of some responses, and the sums over each response's tokens that loss and metrics are made of.
 
-    Works in place on what it has made itself, so that a block's temporaries stay in cache.
-
     Args:
-        logprob, old_logprob, mask, advantages: [rows, response]; the mask is boolean, or 0 and 1 when compiled.
-        out: where the gradient goes, if it has the dtype of the arithmetic.
+        logprob, old_logprob, mask, advantages: [rows, response]; the mask is boolean, or 0 and 1 without scratch.
 
     Returns:
         M w A - d regulariser / d logprob, which is the gradient over -n, [rows, response]; and the sums, [rows] each.
     """
     dtype = torch.promote_types(logprob.dtype, torch.float32)
-    bits = _bits(mask, dtype)
-    log_ratio = logprob.to(dtype) - old_logprob.to(dtype)
-    log_ratio = _masked(log_ratio, bits, out=log_ratio)
-    logprob = _masked(logprob.to(dtype), bits)
-    advantages = _masked(advantages.to(dtype), bits, out=out)
+    work = scratch.work
+    bits = _bits(mask, dtype, scratch.bits)
+    log_ratio = torch.sub(logprob.to(dtype), old_logprob.to(dtype), out=scratch.log_ratio)
+    log_ratio = _masked(log_ratio, bits, scratch.log_ratio)
+    advantages = _masked(advantages.to(dtype), bits, scratch.ascent)
     tokens = bits.sum(-1, dtype=bits.dtype).abs().to(dtype)
-    sums = {"tokens": tokens, "log_ratio": log_ratio.sum(-1)}
+    # Those that the average weighs come first, so that it takes one multiplication.
+    sums: dict[str, Any] = dict.fromkeys(_WEIGHTED)
+    sums |= {"tokens": tokens, "log_ratio": log_ratio.sum(-1)}
 
     full = objective.metrics == "full"
     by_sequence = objective.clip_mode == "gspo-one-side"
-    keep = None
     ratio: Any = None  # a tensor, as the next, where it is read
-    sequence_ratio: Any = None
-    if full or objective.weight == "importance_sampling" or objective.clip_mode in ("one-side", "two-side", "ring"):
-        ratio = log_ratio.clamp(max=_LARGEST_LOG_RATIO).exp_()
+    mean_log_ratio: Any = None
+    keep = None
     if by_sequence or objective.weight == "gspo_importance_sampling":
-        mean_log_ratio = sums["log_ratio"] / tokens.clamp(min=1)
-        sequence_ratio = mean_log_ratio.clamp_(max=_LARGEST_LOG_RATIO).exp_().unsqueeze(-1)
+        mean_log_ratio = (sums["log_ratio"] / tokens.clamp(min=1)).unsqueeze(-1)
     if objective.clip_mode != "none":
-        keep = clip_mask(objective, sequence_ratio if by_sequence else ratio, advantages)
+        compared = mean_log_ratio if by_sequence else log_ratio
+        keep = clip_mask(objective, compared, advantages, out=scratch.keep, work=work, more_work=scratch.more_work)
         # Under the mask log rho = 0 and A = 0, which every clip mode keeps.
         sums["clipped"] = keep.shape[-1] - keep.sum(-1)
+    if full or objective.weight == "importance_sampling":
+        ratio = torch.clamp(log_ratio, max=_LARGEST_LOG_RATIO, out=scratch.ratio).exp_()
     if full:
-        sums |= _full_sums(log_ratio, ratio, advantages, keep, bits)
+        sums |= _full_sums(log_ratio, ratio, advantages, keep, bits, scratch)
+        sums["responses"] = tokens.clamp(max=1)
 
     ascent = advantages
     if objective.weight == "importance_sampling":
         ascent = ascent.mul_(ratio)
     elif objective.weight == "gspo_importance_sampling":
-        ascent = ascent.mul_(sequence_ratio)
+        ascent = ascent.mul_(mean_log_ratio.clamp(max=_LARGEST_LOG_RATIO).exp())
     elif objective.weight == "advantage":
-        ascent = ascent.mul_((advantages / objective.temp).exp_())
+        ascent = ascent.mul_(torch.div(advantages, objective.temp, out=work).exp_())
     if keep is not None:
         ascent = ascent.mul_(keep)
 
     coef = objective.regularizer_coef
+    logprob = _masked(logprob.to(dtype), bits, work)
     if coef and objective.regularizer == "forward-kl":
         sums["regulariser"] = -coef * logprob.sum(-1)
     sums["policy"] = logprob.mul_(ascent).sum(-1)
     if coef and objective.regularizer == "k2":
-        sums["regulariser"] = coef * log_ratio.square().sum(-1)
+        sums["regulariser"] = coef * torch.square(log_ratio, out=work).sum(-1)
         ascent = ascent.sub_(log_ratio, alpha=2 * coef)
     elif coef and objective.regularizer == "k2-sequence":
         whole = sums["log_ratio"].unsqueeze(-1)
         sums["regulariser"] = coef * sums["log_ratio"].square()
-        ascent = ascent.sub_(_masked((2 * coef * whole).expand_as(log_ratio), bits))
+        ascent = ascent.sub_(_masked((2 * coef * whole).expand_as(log_ratio), bits, work))
     elif coef and objective.regularizer == "forward-kl":
-        ascent = ascent.add_(_masked(torch.full_like(log_ratio, coef), bits))
+        ascent = ascent.add_(_masked(torch.full_like(log_ratio, coef), bits, work))
+    else:
+        sums["regulariser"] = torch.zeros_like(tokens)
     return ascent, sums
 
 
-def _full_sums(log_ratio, ratio, advantages, keep, bits) -> dict[str, Tensor]:
+def _full_sums(log_ratio, ratio, advantages, keep, bits, scratch: _Scratch) -> dict[str, Tensor]:
     """What `metrics: full` needs besides, [rows] each."""
-    sign = advantages.sign()
-    positive = sign.clamp(min=0)
-    negative = positive - sign
-    counted = _masked(ratio, bits)
-    sums = {
-        "advantage": advantages.sum(-1),
-        "advantage+": positive.sum(-1),
-        "advantage-": negative.sum(-1),
-        "k3": (ratio - 1).sub_(log_ratio).sum(-1),
-        "ratio": counted.sum(-1),
-        "ratio_max": counted.amax(-1) if counted.shape[-1] else counted.sum(-1),
-        "ratio^2": counted.square_().sum(-1),
-    }
+    sums = {"advantage": advantages.sum(-1)}
+    sign = torch.sign(advantages, out=scratch.work)
+    positive = torch.clamp(sign, min=0, out=scratch.more_work)
+    sums["advantage+"] = positive.sum(-1)
+    sums["advantage-"] = sums["advantage+"] - sign.sum(-1)
     if keep is not None:
-        sums["clipped+"] = sums["advantage+"] - positive.mul_(keep).sum(-1)
-        sums["clipped-"] = sums["advantage-"] - negative.mul_(keep).sum(-1)
+        kept = positive.mul_(keep).sum(-1)
+        sums["clipped+"] = sums["advantage+"] - kept
+        sums["clipped-"] = sums["advantage-"] - (kept - sign.mul_(keep).sum(-1))
+    sums["k3"] = torch.sub(ratio, 1, out=scratch.work).sub_(log_ratio).sum(-1)
+    counted = _masked(ratio, bits, scratch.work)
+    sums["ratio"] = counted.sum(-1)
+    sums["ratio_max"] = counted.amax(-1) if counted.shape[-1] else sums["ratio"]
+    sums["ratio^2"] = counted.square_().sum(-1)
     return sums
 
 
 def _evaluate(
-    objective: Objective, logprob: Tensor, old_logprob: Tensor, mask: Tensor, advantages: Tensor, wanted: bool
-) -> tuple[Tensor | None, dict[str, Tensor]]:
-    """`_terms` of the whole batch: the gradient over -n, where it is wanted, and the sums in float64, [batch] each."""
-    ascent: Any  # a tensor, or None where it is not wanted
-    result = _compiled(objective)(logprob, old_logprob, mask, advantages) if objective.compile else None
-    if result is not None:
-        ascent, sums = result
-        ascent = ascent.to(logprob.dtype)
-        if logprob.dtype not in _EXACT:
-            sums["gradient"] = ascent.sum(-1, dtype=torch.float32)
-        table = torch.stack(list(sums.values()))
+    objective: Objective,
+    logprob: Tensor,
+    old_logprob: Tensor,
+    mask: Tensor,
+    advantages: Tensor,
+    *normalisers: Any,
+    wanted: bool,
+) -> tuple[Tensor | None, list[str], Tensor, Tensor, Tensor, Tensor]:
+    """`_terms` of the whole batch, block by block.
+
+    Returns:
+        The gradient over -n, [batch, response], where it is wanted; the names of the sums; and what `_weigh` returns.
+    """
+    batch, length = logprob.shape
+    rows = min(max(1, _BLOCK // max(length, 1)), batch) if logprob.device.type == "cpu" else batch
+    in_place = wanted and logprob.dtype in _EXACT
+    scratch = _Scratch.empty(objective, rows, length, logprob, in_place)
+    ascent = torch.empty_like(logprob) if wanted else None
+    blocks = zip(
+        *(x.split(rows) for x in (logprob, old_logprob, mask, advantages)),
+        repeat(None) if ascent is None else ascent.split(rows),
+        strict=False,
+    )
+    tables = []
+    for *inputs, out in blocks:
+        if len(inputs[0]) < rows:
+            scratch = _Scratch(*(x if x is None else x[: len(inputs[0])] for x in scratch))
+        if in_place:
+            scratch = scratch._replace(ascent=out)
+        block, sums = _terms(objective, *inputs, scratch=scratch)
+        if wanted and not in_place:
+            sums["gradient"] = out.copy_(block).sum(-1, dtype=torch.float32)
+        tables.append(torch.stack(list(sums.values())))
+    table = torch.cat(tables, dim=1) if len(tables) > 1 else tables[0]
+    return ascent, list(sums), *_weigh(objective, list(sums), table, *normalisers)
+
+
+def _weigh(
+    objective: Objective,
+    names: list[str],
+    table: Tensor,
+    sample_weight: Tensor | None,
+    batch_num_tokens: int | Tensor | None,
+    global_batch_size: int | Tensor,
+    dp_size: int | Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The average.
+
+    Args:
+        names, table: the sums over each response's tokens, [names, batch].
+
+    Returns:
+        The table in float64, its policy and regulariser times n; its totals over the batch, [names]; the loss; and n,
+        what a token of each response counts, [batch] or [1].
+    """
+    dtype = table.dtype
+    table = table.double()
+    tokens = table[names.index("tokens")]
+    if objective.loss_agg_mode == "token-mean":
+        count = tokens.sum() if batch_num_tokens is None else torch.as_tensor(batch_num_tokens)
     else:
-        batch, length = logprob.shape
-        rows = max(1, _BLOCK // max(length, 1)) if logprob.device.type == "cpu" else max(batch, 1)
-        ascent = torch.empty_like(logprob) if wanted else None
-        in_place = wanted and logprob.dtype in _EXACT
-        tables = []
-        for start in range(0, max(batch, 1), rows):
-            part = slice(start, start + rows)
-            inputs = (x[part] for x in (logprob, old_logprob, mask, advantages))
-            block, sums = _terms(objective, *inputs, out=ascent[part] if in_place else None)
-            if wanted and not in_place:
-                ascent[part] = block
-                sums["gradient"] = ascent[part].sum(-1, dtype=torch.float32)
-            tables.append(torch.stack(list(sums.values())))
-        table = torch.cat(tables, dim=1)
-    sums = dict(zip(sums, table.double(), strict=True))
-    sums.setdefault("regulariser", torch.zeros_like(sums["policy"]))
-    return ascent, sums
+        count = torch.as_tensor(global_batch_size)
+    scale = dp_size / count.to(tokens).clamp(min=1).reshape(1)
+    if objective.loss_agg_mode == "seq-mean-token-sum-norm" and objective.loss_scale_factor is not None:
+        scale = scale / objective.loss_scale_factor
+    if objective.loss_agg_mode == "seq-mean-token-mean":
+        scale = scale / tokens.clamp(min=1)
+    if sample_weight is not None:
+        scale = scale * sample_weight.to(scale).flatten()
+    table[: len(_WEIGHTED)].mul_(scale)
+    totals = table.sum(-1)
+    if "ratio_max" in names and len(tokens):
+        largest = names.index("ratio_max")
+        totals[largest] = table[largest].max()
+    return table, totals, (totals[1] - totals[0]).to(dtype), scale.to(dtype)
 
 
 @cache
-def _compiled(objective: Objective) -> Callable[..., tuple[Tensor, dict[str, Tensor]] | None]:
-    """`_terms` compiled for an objective; it returns None where it cannot be compiled, and warns the first time."""
+def _compiled(objective: Objective) -> Callable[..., tuple | None]:
+    """`_evaluate` compiled for an objective; it returns None where it cannot be compiled, and warns the first time."""
 
-    def terms(logprob: Tensor, old_logprob: Tensor, mask: Tensor, advantages: Tensor, ones: Tensor):
+    def evaluate(logprob, old_logprob, mask, advantages, ones, *normalisers):
         # One factor a row keeps the generated loops two-dimensional, so that the sums over rows are fused into them.
-        return _terms(objective, logprob, old_logprob, mask, advantages * ones)
+        ascent, sums = _terms(objective, logprob, old_logprob, mask.to(ones), advantages * ones, scratch=_Scratch())
+        if logprob.dtype not in _EXACT:
+            ascent = ascent.to(logprob.dtype)
+            sums["gradient"] = ascent.sum(-1, dtype=torch.float32)
+        table = torch.stack(list(sums.values()))
+        return ascent, list(sums), *_weigh(objective, list(sums), table, *normalisers)
 
-    run = torch.compile(terms, dynamic=True)
+    # Dynamo keeps a few compilations for each code object: every objective has its own.
+    evaluate.__code__ = evaluate.__code__.replace()
+    # Everything in one loop: nothing here is worth a tensor of its own for being read twice, or for being long.
+    options: dict[str, Any] = {"realize_reads_threshold": 1000, "realize_opcount_threshold": 1000}
+    run = torch.compile(evaluate, dynamic=True, options=options)
     broken = False
 
-    def attempt(logprob: Tensor, old_logprob: Tensor, mask: Tensor, advantages: Tensor):
+    def attempt(logprob, old_logprob, mask, advantages, sample_weight, *counts):
         nonlocal broken
         if broken:
             return None
-        mask = mask.view(torch.uint8).to(torch.promote_types(logprob.dtype, torch.float32))  # vector loads, unlike bool
+        ones = torch.ones(len(mask), 1, dtype=torch.promote_types(logprob.dtype, torch.float32), device=mask.device)
+        # As tensors, since a number would be compiled in; uint8 has vector loads, unlike bool.
+        numbers = [x if x is None else torch.as_tensor(x, dtype=torch.float64, device=mask.device) for x in counts]
         try:
-            return run(logprob, old_logprob, mask, advantages, mask.new_ones(len(mask), 1))
+            return run(logprob, old_logprob, mask.view(torch.uint8), advantages, ones, sample_weight, *numbers)
         except Exception as error:
             broken = True
             reason = next(iter(str(error).splitlines()), "")
@@ -411,35 +508,29 @@ def _compiled(objective: Objective) -> Callable[..., tuple[Tensor, dict[str, Ten
 
 
 class _WithGradient(torch.autograd.Function):
-    """A loss with its gradient, scale * direction, where scale is [rows, 1] or [1, 1]; the backward pass multiplies."""
+    """A loss with its gradient, -scale * ascent, where scale is [rows] or a scalar; the backward pass multiplies."""
 
     @staticmethod
-    def forward(ctx, logprob, loss, direction, scale):
-        ctx.shape, ctx.direction, ctx.scale = logprob.shape, direction, scale
+    def forward(ctx, logprob, loss, ascent, scale):
+        ctx.shape, ctx.ascent, ctx.scale = logprob.shape, ascent, scale
         return loss
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, loss_gradient):
-        if ctx.direction is None:
+        if ctx.ascent is None:
             raise RuntimeError("the gradient of this loss was handed out already: call the objective again")
-        direction, ctx.direction = ctx.direction, None
-        return direction.mul_(loss_gradient * ctx.scale).view(ctx.shape), None, None, None
+        ascent, ctx.ascent = ctx.ascent, None
+        return ascent.mul_((loss_gradient * ctx.scale).neg_().unsqueeze(-1)).view(ctx.shape), None, None, None
 
 
-def _totals(sums: dict[str, Tensor]) -> dict[str, float]:
-    """The sums over responses (of ratio_max, the largest): the one transfer from the device of a call."""
-    sums = {**sums, "responses": sums["tokens"].clamp(max=1)}
-    totals = [x.max() if name == "ratio_max" and len(x) else x.sum() for name, x in sums.items()]
-    return dict(zip(sums, torch.stack(totals).tolist(), strict=True))
-
-
+_WEIGHTED = ("policy", "regulariser")
 _WITNESSES = ("log_ratio", "advantage", "gradient")
 
 
 def _is_finite(total: dict[str, float], dtype: torch.dtype) -> bool:
     """Whether loss and gradient are finite numbers of this type: whatever is not shows in one of these sums."""
-    loss = abs(total["policy"] + total["regulariser"])
+    loss = abs(total["regulariser"] - total["policy"])
     return loss <= torch.finfo(dtype).max and all(math.isfinite(total[name]) for name in _WITNESSES if name in total)
 
 
@@ -463,7 +554,7 @@ def _why_not_finite(
         return f"{name}[{place}] is {value}: the loss of a token that counts needs a finite number"
     if not scale.isfinite().all():
         return "sample_weight, batch_num_tokens, global_batch_size or dp_size is not a finite number"
-    by_row = torch.stack([sums[name] for name in ("policy", "regulariser", *_WITNESSES) if name in sums])
+    by_row = torch.stack([sums[name] for name in (*_WEIGHTED, *_WITNESSES) if name in sums])
     for row in (~by_row.sum(0).isfinite()).nonzero()[:1].flatten().tolist():
         log_ratio = (logprob[row].double() - old_logprob[row].double())[mask[row]]
         largest = float(advantages[row][mask[row]].abs().max())
@@ -488,7 +579,7 @@ def _metrics(objective: Objective, total: dict[str, float], batch: int) -> dict[
     def share(part: str, whole: str = "tokens") -> float:
         return total.get(part, 0.0) / total[whole] if total[whole] else 0.0
 
-    metrics = {"pg_loss": total["policy"], "pg_clipfrac": share("clipped"), "kl_k1": -share("log_ratio")}
+    metrics = {"pg_loss": -total["policy"], "pg_clipfrac": share("clipped"), "kl_k1": -share("log_ratio")}
     if objective.regularizer != "none":
         metrics["regularizer_loss"] = total["regulariser"]
     if objective.metrics == "full":
