@@ -247,7 +247,9 @@ def adaptive_temperature(advantages: Tensor, tokens: Tensor, *, floor: float = 0
         floor: the least T, above 0.
         steps: halvings of the interval.
     """
-    advantages, tokens = advantages.double(), tokens.double()
+    # Groups of right-or-wrong rewards have few different advantages: the sum runs over these.
+    advantages, which = advantages.double().unique(return_inverse=True)
+    tokens = torch.zeros_like(advantages).index_add(0, which, tokens.double())
 
     def token_sum(inverse: float) -> float:
         return float((tokens * advantages * (advantages * inverse).exp()).sum())

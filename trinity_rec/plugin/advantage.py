@@ -168,8 +168,13 @@ class _Responses:
 
     def tokens(self, exps: Sequence[Experience]) -> Tensor:
         """How many tokens of each response are in the loss, [responses]."""
-        counts = torch.stack([exp.action_mask.count_nonzero() for exp in exps]).double()
-        return counts.new_zeros(len(self.keys)).index_add(0, torch.tensor(self.of_experience), counts)
+        counts = []
+        for first in range(0, len(exps), _CHUNK):
+            masks = [exp.action_mask for exp in exps[first : first + _CHUNK]]
+            so_far = torch.nn.functional.pad(torch.cat(masks).bool().double().cumsum(0), (1, 0))
+            ends = torch.tensor([mask.numel() for mask in masks]).cumsum(0)
+            counts.append(so_far[ends].diff(prepend=so_far[:1]))
+        return torch.zeros(len(self.keys)).double().index_add(0, torch.tensor(self.of_experience), torch.cat(counts))
 
 
 def _reward(exp: Experience) -> float:
