@@ -35,11 +35,15 @@ CONTEXT = 512  # tokens, of the tiny model
 class Server:
     """A server process, with one session, sampling session and model made by hand."""
 
-    def __init__(self, model_dir: Path, root: Path):
+    def __init__(self, model_dir: Path, root: Path, **options):
         self.root = root
-        command = [sys.executable, "-m", "trinity_rec.cli", "serve", f"--model={model_dir}", f"--root={root}"]
-
-        command += ["--port=0", "--threads=1", f"--api-key={KEY}"]
+        if options:  # of the Python function alone
+            options |= {"model_dir": str(model_dir), "root": str(root), "threads": 1, "api_key": KEY}
+            start = f"serve(ready=lambda url: print(url, flush=True), **{options!r})"
+            command = [sys.executable, "-c", f"from trinity_rec.tinker_local import serve; {start}"]
+        else:
+            command = [sys.executable, "-m", "trinity_rec.cli", "serve", f"--model={model_dir}", f"--root={root}"]
+            command += ["--port=0", "--threads=1", f"--api-key={KEY}"]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         self.url = self.process.stdout.readline().strip()
         assert self.url, "the server did not start"
@@ -376,6 +380,27 @@ def test_slow_and_vanished_clients_block_nobody(server):
         connection.close()
     assert all("protobuf" in server.fetch(request) for request in pending), "the answer stays for who asks again"
     server.serves()
+
+
+def test_a_body_that_takes_too_long_is_refused(model_dir, tmp_path):
+    server = Server(model_dir, tmp_path / "weights", body_seconds=2)
+    post, start = "POST /api/v1/asample HTTP/1.1", time.monotonic()
+    silent = raw(server, post, b"Content-Length: 1000\r\n\r\n{")
+    chunked = raw(server, post, b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n")
+    dripping = raw(server, post, b"Content-Length: 1000\r\n\r\n{")
+    while time.monotonic() - start < 1.8:  # each byte comes soon after the one before: it is the whole that counts
+        time.sleep(0.1)
+        dripping.sendall(b" ")
+    for connection in (silent, chunked, dripping):
+        connection.settimeout(30)
+        answer = ""
+        while "}" not in answer:
+            answer += connection.recv(1000).decode()
+        assert answer.startswith("HTTP/1.1 400 ") and answer.endswith('{"detail":"the body did not arrive in 2 s"}')
+        assert 2 <= time.monotonic() - start < 10
+        connection.close()
+    server.serves()
+    assert server.stop() == 0
 
 
 def test_memory_is_bounded_under_500_requests_at_a_time(server):

@@ -28,7 +28,7 @@ from trinity_rec.tinker_local.weights import WeightStore
 LONG_POLL_SECONDS = 30.0  # the SDK's own timeout is 45
 CLOSE_SECONDS = 10  # for clients to fetch what they wait for, when the server stops
 KEEP_ALIVE_SECONDS = 60  # well above the SDK's 5: who reuses a connection just as it is closed gets an error
-BODY_SECONDS = 120  # for a request's body to arrive
+BODY_SECONDS = 120.0  # for a request's body to arrive
 RECEIVING = 8 * wire.MAX_BODY  # bytes of the bodies that are arriving or being read
 
 
@@ -43,6 +43,7 @@ def serve(
     max_rows: int = 256,
     graph_budget_mb: int | None = None,
     api_key: str | None = None,
+    body_seconds: float = BODY_SECONDS,
     ready: Callable[[str], None] | None = None,
 ) -> None:
     """Serve a model until SIGTERM or SIGINT; blocks.
@@ -60,6 +61,7 @@ def serve(
         graph_budget_mb: memory for graphs kept between a forward and its backward, for each training run; by default
             a quarter of the device's. What does not fit is computed twice.
         api_key: what clients must send as X-API-Key (the SDK's TINKER_API_KEY; it insists on a leading `tml-`).
+        body_seconds: how long a request's body may take to arrive.
         ready: called with the base URL once requests are accepted.
 
     Raises:
@@ -83,18 +85,19 @@ def serve(
         budget = device_memory(served.device) / 4 if graph_budget_mb is None else graph_budget_mb * 2**20
         backend = Backend(served, store, max_rows, budget)
         address = f"[{host}]" if ":" in host else host
-        server = _Server(backend, api_key, lambda: ready and ready(f"http://{address}:{listener.getsockname()[1]}"))
+        app = make_app(backend, api_key, body_seconds)
+        server = _Server(backend, app, lambda: ready and ready(f"http://{address}:{listener.getsockname()[1]}"))
         asyncio.run(server.serve(sockets=[listener]))
 
 
 class _Server(uvicorn.Server):
     """Uvicorn, which announces itself, lets running work end before it closes, and exits with 0 on a signal."""
 
-    def __init__(self, backend: Backend, api_key: str | None, announce: Callable[[], None]):
+    def __init__(self, backend: Backend, app: FastAPI, announce: Callable[[], None]):
         self._backend, self._announce = backend, announce
         super().__init__(
             uvicorn.Config(
-                make_app(backend, api_key),
+                app,
                 log_level="warning",
                 access_log=False,
                 lifespan="off",
@@ -161,11 +164,11 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def make_app(backend: Backend, api_key: str | None) -> FastAPI:
+def make_app(backend: Backend, api_key: str | None, body_seconds: float) -> FastAPI:
     """The application: routes, limits and errors."""
     app = FastAPI(title="trinity-rec tinker_local", docs_url=None, redoc_url=None, openapi_url=None)
     app.include_router(_routes(backend), prefix="/api/v1")
-    app.add_middleware(_Gate, api_key=api_key)
+    app.add_middleware(_Gate, api_key=api_key, body_seconds=body_seconds)
 
     @app.exception_handler(RequestError)
     async def refuse(_: Request, error: RequestError) -> JSONResponse:
@@ -191,8 +194,8 @@ class _Gate:
     arrive in time and may not take more than `RECEIVING` bytes together.
     """
 
-    def __init__(self, app: ASGIApp, api_key: str | None):
-        self._app, self._key = app, api_key
+    def __init__(self, app: ASGIApp, api_key: str | None, body_seconds: float):
+        self._app, self._key, self._body_seconds = app, api_key, body_seconds
         self._received = 0  # bytes of all requests that are not answered yet
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -210,7 +213,7 @@ class _Gate:
         if refusal is not None:
             return await refusal(scope, receive, send)
         received, arrived = 0, False
-        deadline = asyncio.get_running_loop().time() + BODY_SECONDS
+        deadline = asyncio.get_running_loop().time() + self._body_seconds
 
         async def limited() -> Message:
             nonlocal received, arrived
@@ -219,7 +222,7 @@ class _Gate:
             try:
                 message = await asyncio.wait_for(receive(), deadline - asyncio.get_running_loop().time())
             except asyncio.TimeoutError:  # not TimeoutError before Python 3.11
-                raise HTTPException(400, f"the body did not arrive in {BODY_SECONDS} s") from None
+                raise HTTPException(400, f"the body did not arrive in {self._body_seconds:g} s") from None
             arrived = not message.get("more_body", False)
             size = len(message.get("body", b""))
             received += size
