@@ -7,14 +7,17 @@ one: what a checkpoint forgets or a resumed run reads twice shows in the weights
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from trinity_rec.launch import Session, TrainedStep
+from trinity_rec.launch import Session, TrainedStep, marked_processes
 from trinity_rec.quickstart.run import ASSETS, last_checkpoint
 from trinity_rec.shipped import example
 
@@ -54,6 +57,16 @@ def write_config(folder: Path, steps: int, **changes: object) -> Path:
 
 def train(session: Session, folder: Path, steps: int) -> Iterator[TrainedStep]:
     return session.run_trinity(folder / "config.yaml", job_root=folder, total_steps=steps)
+
+
+def actor(session: Session, name: str, since: float) -> psutil.Process | None:
+    """The process of Trinity's trainer or explorer that has started since then; Ray names it in its command line."""
+    for process in marked_processes(session.mark):
+        with contextlib.suppress(psutil.Error):
+            title = re.match(rf"ray::({name}:)?{name.capitalize()}\b", " ".join(process.cmdline()))
+            if title and process.create_time() > since:
+                return process
+    return None
 
 
 def weights_after(folder: Path, root: Path, step: int) -> dict[str, torch.Tensor]:

@@ -41,6 +41,7 @@ SERVER_URL = re.compile(rf"^http://{LOOPBACK}:\d+$", re.MULTILINE)  # what `trin
 LOG_PREFIX = re.compile(r"^(?:\x1b\[\d+m|\(\w+ pid=[^)]*\)|\s|[A-Z]+ [\d-]+ [\d:]+ \[[^\]]+\])*")  # Ray's, Trinity's
 # Ray's ActorDiedError, of the two actors without which Trinity cannot go on; it restarts workflow runners itself.
 DEAD_ACTOR = re.compile(r"Error: The actor died.*\n(?:.*\n)??.*class_name: (Trainer|Explorer)\b")
+UNREACHED_ACTOR = re.compile(r"Error: The actor ([0-9a-f]+) is unavailable")  # Ray's error, with an id and no name
 ERROR_LINE = re.compile(r"^(?:\w+\.)*[A-Z]\w*(?:Error|Exception|Exit|Interrupt)(?:: .*|$)")
 
 
@@ -204,13 +205,13 @@ class Session:
                 yield step
             if ended:
                 break
-            if failure := self.dead_part() or dead_actor(self.log("trinity")) or actor_failure(job_root, earlier):
+            if failure := self.dead_part() or self.failure(job_root, earlier):
                 raise LaunchError(f"trinity run stopped after {done} of {total_steps} steps: {failure}")
             if time.monotonic() - last > patience:
                 raise LaunchError(f"trinity run was stuck: no step in {patience:.0f} s, {done} of {total_steps} done")
             time.sleep(0.5)
         if done < total_steps or process.returncode:
-            reason = dead_actor(self.log("trinity")) or last_error(self.log("trinity"))
+            reason = dead_actor(self.log("trinity")) or self.named(last_error(self.log("trinity")))
             if process.returncode < 0 or not reason:
                 reason = f"{ending(process.returncode)}, see {self.logs}/trinity.log"
             raise LaunchError(f"trinity run stopped after {done} of {total_steps} steps: {reason}")
@@ -221,6 +222,16 @@ class Session:
             if name in self.parts and (code := self.parts[name].poll()) is not None:
                 return f"{what} ended ({ending(code)}), see {self.logs}/{name}.log"
         return None
+
+    def failure(self, job_root: Path, earlier: Mapping[Path, int]) -> str | None:
+        """What made Trinity's trainer, explorer or driver give up; the processes may live on for long."""
+        driver = self.log("trinity")
+        return dead_actor(driver) or self.named(actor_failure(job_root, earlier) or driver_failure(driver))
+
+    def named(self, error: str | None) -> str | None:
+        """The error; where it is Ray's that an actor cannot be reached, with the actor's name instead of its id."""
+        unreached = UNREACHED_ACTOR.search(error or "")
+        return (unreached and unreached_actor(self.env["RAY_ADDRESS"], unreached[1])) or error
 
     def log(self, name: str) -> str:
         return (self.logs / f"{name}.log").read_text(encoding="utf-8", errors="replace")
@@ -328,6 +339,32 @@ def dead_actor(text: str) -> str | None:
     return f"Trinity's {found[0]} died (killed, or its node was lost)" if found else None
 
 
+def unreached_actor(ray_address: str, actor_id: str) -> str | None:
+    """Which actor it is that Ray cannot reach, and what else was on its node; None if Ray does not know either."""
+    from ray._private.state import GlobalState  # reads Ray's tables without being a driver
+    from ray._raylet import GcsClientOptions
+
+    ray = GlobalState()
+    ray._initialize_global_state(
+        GcsClientOptions.create(ray_address, None, allow_cluster_id_nil=True, fetch_cluster_id_if_nil=False)
+    )
+    try:
+        actors = ray.actor_table(None)
+        lost = actors[actor_id]
+    except Exception:  # Ray is gone too, and its errors are of many types
+        return None
+    run, node = lost["JobID"], lost["Address"]
+    there = {
+        actor["ActorClassName"]
+        for actor in actors.values()
+        if (actor["JobID"], actor["Address"]["NodeID"]) == (run, node["NodeID"])
+    }
+    return (
+        f"Trinity's {lost['ActorClassName']} cannot be reached (killed, or its node was lost: "
+        f"{node['IPAddress']}, {node['NodeID'][:8]}, with {', '.join(sorted(there))})"
+    )
+
+
 def actor_failure(job_root: Path, earlier: Mapping[Path, int] | None = None) -> str | None:
     """The error that ended Trinity's trainer or explorer, which only their logs tell; `earlier` as in `since`."""
     for log in [*job_root.glob("**/log/trainer.log"), *job_root.glob("**/log/explorer.log")]:
@@ -336,6 +373,12 @@ def actor_failure(job_root: Path, earlier: Mapping[Path, int] | None = None) -> 
             if headline in text and (reason := last_error(text.rpartition(headline)[2])):
                 return reason
     return None
+
+
+def driver_failure(text: str) -> str | None:
+    """The error on which the driver gave its actors up, from its log; it waits for them to end then."""
+    _, headline, error = text.rpartition("Explorer or Trainer failed:")
+    return last_error(error) if headline else None
 
 
 def last_error(text: str) -> str | None:

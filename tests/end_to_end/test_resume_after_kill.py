@@ -7,7 +7,6 @@ it read other problems, sampled with other weights or had lost the optimizer's s
 
 from __future__ import annotations
 
-import contextlib
 import random
 import re
 import threading
@@ -17,8 +16,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.tiny_run import NAME, largest_difference, start_backend, train, weights_after, write_config
-from trinity_rec.launch import LaunchError, Session, marked_processes, trained_steps
+from tests.tiny_run import NAME, actor, largest_difference, start_backend, train, weights_after, write_config
+from trinity_rec.launch import LaunchError, Session, trained_steps
 from trinity_rec.plugin.resume import LEDGER, Ledger, last_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -133,13 +132,3 @@ def kill(session: Session, victim: str, folder: Path, after: int, delay: float, 
             time.sleep(0.2)
     killed.append(time.monotonic())
     found.kill()
-
-
-def actor(session: Session, name: str, since: float) -> psutil.Process | None:
-    """The process of Trinity's trainer or explorer that has started since then; Ray names it in its command line."""
-    for process in marked_processes(session.mark):
-        with contextlib.suppress(psutil.Error):
-            title = re.match(rf"ray::({name}:)?{name.capitalize()}\b", " ".join(process.cmdline()))
-            if title and process.create_time() > since:
-                return process
-    return None

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,14 +14,17 @@ import ray
 
 from trinity_rec import launch, vllm_stand_in
 from trinity_rec.launch import (
+    UNREACHED_ACTOR,
     LaunchError,
     Session,
     actor_failure,
     dead_actor,
+    driver_failure,
     ending,
     last_error,
     marked_processes,
     trained_steps,
+    unreached_actor,
 )
 
 # its child has no parent, a session of its own, and does not hear SIGTERM
@@ -178,6 +182,8 @@ def test_an_actor_that_died_is_named_as_ray_names_it():
             ray.get(trainer.die.remote())
         with pytest.raises(ray.exceptions.RayActorError) as failure:
             ray.get(trainer.die.remote())
+        unreached = unreached_actor(ray.get_runtime_context().gcs_address, trainer._actor_id.hex())
+        assert unreached_actor(ray.get_runtime_context().gcs_address, "00" * 16) is None
     finally:
         ray.shutdown()
     text = f"Explorer or Trainer failed:\nray.exceptions.{failure.typename}: {failure.value}\n"
@@ -185,6 +191,17 @@ def test_an_actor_that_died_is_named_as_ray_names_it():
     for each in (text, prefixed):
         assert dead_actor(each) == "Trinity's Trainer died (killed, or its node was lost)"
     assert dead_actor("ValueError: The actor died of shame\n") is None
+    pattern = r"Trinity's Trainer cannot be reached \(killed, or its node was lost: [\d.]+, \w{8}, with Trainer\)"
+    assert re.fullmatch(pattern, unreached)
+
+
+def test_the_driver_gives_up_before_it_ends():
+    unavailable = ray.exceptions.ActorUnavailableError("no connection", b"\xab" * 16)
+    error = f"ray.exceptions.ActorUnavailableError: {unavailable}"
+    log = f"KeyError: 'earlier'\nERROR 11-22 20:32:18 [launcher.py:1] Explorer or Trainer failed:\n{error}\nINFO\n"
+    assert driver_failure(log) == error
+    assert driver_failure("KeyError: 'earlier'\n") is None
+    assert UNREACHED_ACTOR.search(error)[1] == "ab" * 16
 
 
 @pytest.mark.parametrize(
