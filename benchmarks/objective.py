@@ -1,7 +1,7 @@
 """Time and peak memory of the policy loss, forward and backward: ours, upstream's `rec` with the same arguments, and
-verl's PPO loss.
+the losses of verl and TRL where they have the same gradient.
 
-    python benchmarks/objective.py --size 32x8192 --json runs/benchmarks/objective.json
+    python benchmarks/objective.py --size 32x8192 --trl runs/trl/bin/python --json runs/benchmarks/objective.json
 
 `floor` is a plain copy of as many bytes as any implementation must move: it reads logprob, old_logprob, advantages and
 mask, and writes the gradient.
@@ -9,7 +9,11 @@ mask, and writes the gradient.
 
 from __future__ import annotations
 
+import math
 import statistics
+import sys
+import tempfile
+from json import dumps
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,34 +22,30 @@ import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from side_by_side import alternate, machine, peak_bytes, ratio, write_json
+from side_by_side import alternate, machine, peak_bytes, ratio, responses, write_json
 from torch import Tensor
 from trinity.algorithm import POLICY_LOSS_FN
+from turns import Worker
 
 from trinity_rec.presets import PRESETS
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.tiny_model import make_tiny_model
+
 SIZES = ("8x1024", "32x8192", "64x16384")
+CALLS = 5  # a turn
+TRL_WORKER = Path(__file__).with_name("trl_loss_worker.py")
 
 
-def batch(rows: int, length: int) -> dict[str, Tensor]:
-    """Responses of half to full length, ratios around 1 with a spread of 0.3, one advantage a response."""
-    generator = torch.Generator().manual_seed(0)
-    logprob = -3 * torch.rand(rows, length, generator=generator)
-    old_logprob = logprob + 0.3 * torch.randn(rows, length, generator=generator)
-    lengths = torch.randint(length // 2, length + 1, (rows, 1), generator=generator)
-    mask = torch.arange(length) < lengths
-    advantages = torch.randn(rows, 1, generator=generator) * mask
-    return {"logprob": logprob, "old_logprob": old_logprob, "action_mask": mask, "advantages": advantages}
-
-
-def step(loss_fn: Any, data: dict[str, Tensor]) -> None:
-    """What a trainer does with a loss. The leaf is made anew by `detach`, which copies nothing."""
+def step(loss_fn: Any, data: dict[str, Tensor]) -> Tensor:
+    """What a trainer does with a loss; its gradient. The leaf is made anew by `detach`, which copies nothing."""
     logprob = data["logprob"].detach().requires_grad_()
     loss, _ = loss_fn(**{**data, "logprob": logprob})
     loss.backward()
+    return logprob.grad
 
 
-def verl_vanilla(logprob: Tensor, old_logprob: Tensor, action_mask: Tensor, advantages: Tensor) -> tuple[Tensor, dict]:
+def verl_vanilla() -> Any:
     """verl's PPO loss: the gradient of REC-OneSide-IS at the same clip range (and a third clip at 3 where A < 0)."""
     from verl.trainer.ppo.core_algos import compute_policy_loss_vanilla
     from verl.workers.config import ActorConfig
@@ -53,7 +53,11 @@ def verl_vanilla(logprob: Tensor, old_logprob: Tensor, action_mask: Tensor, adva
     config = ActorConfig(
         strategy="fsdp", rollout_n=1, clip_ratio_low=0.2, clip_ratio_high=0.2, ppo_micro_batch_size_per_gpu=1
     )
-    return compute_policy_loss_vanilla(old_logprob, logprob, advantages, action_mask, "token-mean", config)
+
+    def loss(logprob: Tensor, old_logprob: Tensor, action_mask: Tensor, advantages: Tensor) -> tuple[Tensor, dict]:
+        return compute_policy_loss_vanilla(old_logprob, logprob, advantages, action_mask, "token-mean", config)
+
+    return loss
 
 
 def distinct_losses() -> dict[str, dict[str, Any]]:
@@ -65,10 +69,12 @@ def distinct_losses() -> dict[str, dict[str, Any]]:
     return {", ".join(names): arguments for names, arguments in rows.values()}
 
 
-def measure(names: str, arguments: dict[str, Any], size: str, rounds: int, compiled: bool) -> dict[str, Any]:
+def measure(
+    names: str, arguments: dict[str, Any], size: str, rounds: int, compiled: bool, trl: Worker | None
+) -> dict[str, Any]:
     """One row: medians in milliseconds, ratios by round, peak extra memory in bytes."""
     rows, length = map(int, size.split("x"))
-    data = batch(rows, length)
+    data = responses(rows, length)
     ours, upstream = POLICY_LOSS_FN.get("trinity_rec.RECPolicyLoss"), POLICY_LOSS_FN.get("rec")
     losses = {
         "upstream": upstream(**arguments),
@@ -76,15 +82,30 @@ def measure(names: str, arguments: dict[str, Any], size: str, rounds: int, compi
         "full": ours(**arguments, metrics="full"),
     }
     if compiled:
-        torch.compiler.reset()  # one loss a process is the rule; here dozens would meet the limit on recompilation
         losses["compiled"] = ours(**arguments, compile=True)
-    if arguments.get("clip_mode") == "one-side" and arguments.get("weight") == "importance_sampling":
-        losses["verl"] = verl_vanilla
+    # The other frameworks' losses have one gradient among those of the presets, TRL's two.
+    same_as = {"one-side": "token", "gspo-one-side": "sequence"}.get(str(arguments.get("clip_mode")))
+    by_ratio = arguments.get("weight") in ("importance_sampling", "gspo_importance_sampling")
+    if same_as == "token" and by_ratio:
+        losses["verl"] = verl_vanilla()
+    elsewhere = {}
+    if trl is not None and same_as and by_ratio:
+        objective = losses["basic"].objective
+        order = f"{size} {same_as} {objective.epsilon_low} {objective.epsilon_high}"
+        elsewhere["trl"] = lambda: trl.step(f"{order} {CALLS}")["seconds"]
     contestants = {name: lambda loss=loss: step(loss, data) for name, loss in losses.items()}
     source = torch.rand(rows * length * 17 // 8)  # 17 bytes a token (4 * 4 + 1); a copy reads and writes 4 each
     target = torch.empty_like(source)
-    seconds = alternate({**contestants, "floor": lambda: target.copy_(source)}, rounds, calls=5)
+    seconds = alternate({**contestants, "floor": lambda: target.copy_(source)}, rounds, CALLS, elsewhere)
     floor = seconds.pop("floor")
+    peaks = {name: peak_bytes(run) for name, run in contestants.items()}
+    norms = {name: run().norm().item() for name, run in contestants.items()}
+    if elsewhere:
+        answer = trl.step(f"{order} 1")
+        peaks["trl"], norms["trl"] = int(answer["peak_bytes"]), answer["gradient_norm"]
+    for name, norm in norms.items():  # verl's third clip takes its part, at a ratio of 3, of one token in a thousand
+        if not math.isclose(norm, norms["upstream"], rel_tol=0.01):
+            raise ArithmeticError(f"{names}: the gradient of {name} has norm {norm}, upstream's {norms['upstream']}")
     return {
         "presets": names,
         "size": size,
@@ -94,14 +115,15 @@ def measure(names: str, arguments: dict[str, Any], size: str, rounds: int, compi
         },
         "times_the_floor": {name: ratio(values, floor) for name, values in seconds.items()},
         "floor_milliseconds": 1e3 * statistics.median(floor),
-        "peak_bytes": {name: peak_bytes(run) for name, run in contestants.items()},
+        "peak_bytes": peaks,
         "input_bytes": 13 * rows * length,
     }
 
 
 def show(results: list[dict[str, Any]], size: str) -> Table:
+    """Upstream's time over that of each, ours over the floor's, and peak memory over upstream's."""
     table = Table(title=f"{size}: times faster than upstream: median, and min-max of the rounds")
-    others = [name for name in results[0]["milliseconds"] if name != "upstream"]
+    others = list(dict.fromkeys(name for row in results for name in row["milliseconds"] if name != "upstream"))
     for heading in ("presets", "upstream ms", *others, "floor ms", "ours/floor", "memory"):
         table.add_column(heading, justify="left" if heading == "presets" else "right", no_wrap=True)
     for row in results:
@@ -123,6 +145,7 @@ def main(
     preset: Annotated[list[str] | None, typer.Option(help="Only these presets; may be repeated.")] = None,
     rounds: Annotated[int, typer.Option(help="Turns of each contestant, of five calls each.", min=3)] = 11,
     compiled: Annotated[bool, typer.Option(help="Also with `compile: true`.")] = True,
+    trl: Annotated[Path | None, typer.Option(help="A Python that has TRL, to compare with its loss too.")] = None,
     json: Annotated[Path | None, typer.Option(help="Where to write the numbers.")] = None,
 ) -> None:
     """Time the policy loss of every preset against upstream's on one thread, alternating in one run."""
@@ -137,14 +160,21 @@ def main(
     }
     console = Console()
     rows: list[dict[str, Any]] = []
-    for each in size:
-        console.print(f"{machine()}")
-        results = [
-            measure(names, arguments, each, rounds, compiled)
-            for names, arguments in track(chosen.items(), each, console=console)
-        ]
-        console.print(show(results, each))
-        rows += results
+    with tempfile.TemporaryDirectory() as folder:
+        worker = None
+        if trl is not None:
+            model = make_tiny_model(Path(folder) / "model")
+            worker = Worker([str(trl), str(TRL_WORKER), dumps({"model": str(model)})], Path(folder) / "trl.log")
+        for each in size:
+            console.print(f"{machine()}")
+            results = [
+                measure(names, arguments, each, rounds, compiled, worker)
+                for names, arguments in track(chosen.items(), each, console=console)
+            ]
+            console.print(show(results, each))
+            rows += results
+        if worker is not None:
+            worker.close()
     write_json(json, rows)
 
 

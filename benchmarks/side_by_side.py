@@ -12,31 +12,56 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 Run = Callable[[], Any]
 
 
-def alternate(contestants: Mapping[str, Run], rounds: int, calls: int = 1) -> dict[str, list[float]]:
-    """CPU seconds a call of each contestant in each round, on this thread.
-
-    A turn is one call to take the caches and the allocator over from the contestant before, then `calls` that count.
-    The order rotates from round to round.
+def responses(rows: int, length: int) -> dict[str, Tensor]:
+    """What a policy loss is given, [rows, length] each: responses of half to full length, ratios around 1 with a spread
+    of 0.3, one advantage a response.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    names = list(contestants)
+    generator = torch.Generator().manual_seed(0)
+    logprob = -3 * torch.rand(rows, length, generator=generator)
+    old_logprob = logprob + 0.3 * torch.randn(rows, length, generator=generator)
+    lengths = torch.randint(length // 2, length + 1, (rows, 1), generator=generator)
+    mask = torch.arange(length) < lengths
+    advantages = torch.randn(rows, 1, generator=generator) * mask
+    return {"logprob": logprob, "old_logprob": old_logprob, "action_mask": mask, "advantages": advantages}
+
+
+def cpu_seconds(run: Run, calls: int = 1) -> float:
+    """CPU seconds a call, on this thread; one more call before takes the caches and the allocator over."""
+    run()
+    started = time.thread_time()
+    for _ in range(calls):
+        run()
+    return (time.thread_time() - started) / calls
+
+
+def alternate(
+    contestants: Mapping[str, Run],
+    rounds: int,
+    calls: int = 1,
+    elsewhere: Mapping[str, Callable[[], float]] | None = None,
+) -> dict[str, list[float]]:
+    """CPU seconds a call of each contestant in each round; the order rotates from round to round.
+
+    Those that run `elsewhere`, in a process of their own, give the seconds that they took.
+    """
+    turns = {name: partial(cpu_seconds, run, calls) for name, run in contestants.items()} | dict(elsewhere or {})
+    seconds: dict[str, list[float]] = {name: [] for name in turns}
+    names = list(turns)
     for turn in range(rounds):
         shift = turn % len(names)
         for name in names[shift:] + names[:shift]:
-            contestants[name]()
-            started = time.thread_time()
-            for _ in range(calls):
-                contestants[name]()
-            seconds[name].append((time.thread_time() - started) / calls)
+            seconds[name].append(turns[name]())
     return seconds
 
 

@@ -26,9 +26,10 @@ class Worker:
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, bufsize=1, env=env
             )
 
-    def step(self) -> dict[str, float]:
+    def step(self, order: str = "step") -> dict[str, float]:
+        """What the process answers to a line."""
         try:
-            self._process.stdin.write("step\n")
+            self._process.stdin.write(f"{order}\n")
             line = self._process.stdout.readline()
         except BrokenPipeError:
             line = ""
