@@ -342,7 +342,7 @@ def main(
     max_tokens: Annotated[int | None, typer.Option(help="Of a response: 24, or 64 with --model.", min=1)] = None,
     threads: Annotated[int, typer.Option(help="Of the server, and of TRL.", min=1)] = 2,
     rounds: Annotated[int, typer.Option(help="Turns of each that count.", min=1)] = 7,
-    bf16: Annotated[bool, typer.Option(help="TRL with bf16 autocast, its default where a GPU is meant.")] = False,
+    bf16: Annotated[bool, typer.Option(help="Both with bf16 autocast; by default both in float32.")] = False,
     accumulate: Annotated[int, typer.Option(help="Micro-batches of TRL's step.", min=1)] = 1,
     whole: Annotated[bool, typer.Option("--loop", help="Also the real `trinity run`.")] = False,
     loop_steps: Annotated[int, typer.Option(help="Its steps.", min=2)] = 8,
@@ -365,10 +365,10 @@ def main(
                 model = make_tiny_model(folder / "qwen2-0.8M", width=128, layers=5)
             setting = Setting(str(model.resolve()), *chosen, threads=threads)
             with Session(folder / "logs") as session:
-                session.start_server(model.resolve(), root=folder / "weights", threads=threads)
+                session.start_server(model.resolve(), root=folder / "weights", threads=threads, bf16=bf16)
                 contestant = start_trl(trl, setting, bf16, accumulate, folder / "trl.log") if trl else None
                 try:
-                    row: dict[str, Any] = {"setting": asdict(replace(setting, model=model.name)), "trl_bf16": bf16}
+                    row: dict[str, Any] = {"setting": asdict(replace(setting, model=model.name)), "bf16": bf16}
                     row |= summarise(side_by_side_steps(Ours(session, setting), contestant, rounds, console))
                     console.print(f"{machine()}")
                     console.print(show(setting, row), show_parts(row["ours"]))

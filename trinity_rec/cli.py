@@ -74,6 +74,9 @@ def serve(
         int | None,
         typer.Option(min=0, help="Memory for graphs kept between forward and backward; by default a quarter of all."),
     ] = None,
+    bf16: Annotated[
+        bool, typer.Option("--bf16", help="Layers in bfloat16, if faster here; it changes logprobs by about 0.01.")
+    ] = False,
     api_key: Annotated[
         str | None,
         typer.Option(envvar="TRINITY_REC_API_KEY", help="What clients must send; theirs is TINKER_API_KEY, tml-…"),
@@ -90,6 +93,7 @@ def serve(
         keep=keep,
         max_rows=max_rows,
         graph_budget_mb=graph_budget_mb,
+        bf16=bf16,
         api_key=api_key,
         ready=lambda url: print(url, flush=True),
     )

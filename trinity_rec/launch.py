@@ -145,13 +145,14 @@ class Session:
         )
         self.wait_until(lambda: "Ray runtime started" in self.log("ray"), head, "ray", timeout)
 
-    def start_server(self, model_dir: Path, root: Path, timeout: float = 180, **options: str | int) -> None:
+    def start_server(self, model_dir: Path, root: Path, timeout: float = 180, **options: str | int | bool) -> None:
         """The local Tinker backend for `model_dir`, with its weights under `root`; sets `base_url`.
 
-        `options` are those of `trinity-rec serve`, `max_rows=64` for `--max-rows=64`.
+        `options` are those of `trinity-rec serve`, `max_rows=64` for `--max-rows=64` and `bf16=True` for `--bf16`.
         """
         self.env["TRINITY_REC_API_KEY"] = self.env["TINKER_API_KEY"]
-        flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+        given = {f"--{name.replace('_', '-')}": value for name, value in options.items() if value is not False}
+        flags = [name if value is True else f"{name}={value}" for name, value in given.items()]
         server = self.spawn(
             "server",
             [

@@ -1,8 +1,10 @@
 """The parts of the local backend that a client cannot see one by one: streams, cache, graphs, snapshots, futures."""
 
 import asyncio
+import dataclasses
 import json
 import math
+import time
 
 import pytest
 import torch
@@ -15,7 +17,8 @@ pytest.importorskip("tinker", reason="the Tinker SDK needs Python 3.11")
 
 from trinity_rec.tinker_local import futures as futures_module
 from trinity_rec.tinker_local import logprobs as logprobs_module
-from trinity_rec.tinker_local.errors import RequestError
+from trinity_rec.tinker_local import model as model_module
+from trinity_rec.tinker_local.errors import RequestError, ServeError
 from trinity_rec.tinker_local.futures import Futures
 from trinity_rec.tinker_local.kv_cache import RaggedCache
 from trinity_rec.tinker_local.logprobs import hidden_states, token_logprobs
@@ -48,6 +51,39 @@ def ragged_batch(sizes: list[int], seed: int = 0) -> list[Datum]:
 
 def gradients(run: TrainingRun) -> list[torch.Tensor]:
     return [parameter.grad.clone() for parameter in run.model.parameters()]
+
+
+# ---- bfloat16 ----
+
+
+def test_in_bfloat16_sampler_and_trainer_agree_and_weights_stay_float32(served):
+    rounded = dataclasses.replace(served, bf16=True)
+    batch = ragged_batch([20, 31], seed=3)
+    exact = TrainingRun(served.copy(), 1e9, Stats()).forward(batch)
+    run = TrainingRun(rounded.copy(), 1e9, Stats())
+    trained = run.forward(batch)
+    sampler = rounded.copy(frozen=True)
+    for datum, one, other in zip(batch, exact, trained, strict=True):
+        wanted = other != 0
+        with torch.no_grad():
+            hidden = sampler.base_model(input_ids=datum.tokens[None], use_cache=False).last_hidden_state[0]
+            sampled = token_logprobs(sampler, hidden, datum.targets)
+        assert hidden.dtype == torch.float32
+        difference = (other - one)[wanted].abs()
+        assert 0 < difference.max() < 0.3 and difference.mean() < 0.03, "rounded, and not more than bfloat16 rounds"
+        torch.testing.assert_close(sampled[wanted], other[wanted], atol=2e-3, rtol=0)
+    run.forward_backward(batch)
+    assert all(p.dtype == p.grad.dtype == torch.float32 and p.grad.any() for p in run.model.parameters())
+
+
+def test_bfloat16_is_refused_where_it_is_slower(served, monkeypatch):
+    def slow(model, device, frozen):
+        forward = model.base_model.forward
+        model.base_model.forward = lambda *args, **kwargs: (time.sleep(0.2), forward(*args, **kwargs))[1]
+
+    monkeypatch.setattr(model_module, "_compute_in_bf16", slow)
+    with pytest.raises(ServeError, match=r"^bf16 is not faster for this model here: .* ms, and .* ms in float32$"):
+        load(served.name, "cpu", bf16=True)
 
 
 # ---- random streams ----

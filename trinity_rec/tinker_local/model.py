@@ -2,6 +2,7 @@
 
 import copy
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +18,13 @@ from trinity_rec.tinker_local.logprobs import hidden_states, logits_of
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A causal language model in float32, with what the server must know about it.
+    """A causal language model with float32 weights, and what the server must know about it.
 
     Attributes:
         name: the directory as an absolute path; the name under which clients ask for the model.
         aliases: other spellings of it that clients may use (Trinity compares strings).
         base: the weights as loaded, on the CPU; never written to.
+        bf16: compute the layers in bfloat16; the head and the optimizer stay in float32.
         context_length: tokens of prompt and response at most.
         cache_bytes_per_token: of keys and values, over all layers.
         stop_ids: tokens that end a response, from the generation config and the tokenizer.
@@ -31,6 +33,7 @@ class ServedModel:
     name: str
     aliases: tuple[str, ...]
     base: nn.Module
+    bf16: bool
     tokenizer: PreTrainedTokenizerBase
     device: torch.device
     context_length: int
@@ -38,12 +41,18 @@ class ServedModel:
     cache_bytes_per_token: int
     stop_ids: tuple[int, ...]
 
-    def copy(self) -> nn.Module:
+    def copy(self, *, frozen: bool = False) -> nn.Module:
         """A model of its own on the device, with the base weights, in evaluation mode.
 
         Evaluation mode also for training: with dropout the trainer's logprobs would not be those of the sampler.
+
+        Args:
+            frozen: it is only sampled from, so that `bf16` may round its weights once and for all.
         """
-        return copy.deepcopy(self.base).to(self.device).eval()
+        model = copy.deepcopy(self.base).to(self.device).eval()
+        if self.bf16:
+            _compute_in_bf16(model, self.device, frozen)
+        return model
 
     def check_tokens(self, tokens: Tensor, what: str) -> None:
         """Raise RequestError unless every id is in the vocabulary."""
@@ -51,11 +60,11 @@ class ServedModel:
             raise RequestError(f"{what} has a token id outside the vocabulary of {self.vocabulary}")
 
 
-def load(directory: Path, device: str) -> ServedModel:
+def load(directory: Path, device: str, bf16: bool = False) -> ServedModel:
     """Load and check a model directory.
 
     Raises:
-        ServeError: there is no model that can be served, or no such device; one line.
+        ServeError: there is no model that can be served, or no such device, or bfloat16 is not faster here; one line.
     """
     directory = Path(directory)
     path = directory.expanduser().resolve()
@@ -74,6 +83,9 @@ def load(directory: Path, device: str) -> ServedModel:
         raise ServeError(f"cannot load a causal language model from {directory}: {reason}") from error
     cache_bytes = _check_supported(base, directory)
 
+    if bf16:
+        _check_bf16_is_faster(base, target)
+
     # The SDK takes the tokenizer's name from the model's and cuts one with exactly two slashes ("/a/b" -> "/a").
     name = f"{path}/" if str(path).count("/") == 2 else str(path)
     spellings = {str(directory), str(path), f"{path}/", f"{directory}/"} - {name}
@@ -82,6 +94,7 @@ def load(directory: Path, device: str) -> ServedModel:
         name=name,
         aliases=tuple(sorted(spellings)),
         base=base,
+        bf16=bf16,
         tokenizer=tokenizer,
         device=target,
         context_length=getattr(config, "max_position_embeddings", 4096),
@@ -89,6 +102,45 @@ def load(directory: Path, device: str) -> ServedModel:
         cache_bytes_per_token=cache_bytes,
         stop_ids=tuple(sorted({end for end in ends if isinstance(end, int)})),
     )
+
+
+def _compute_in_bf16(model: nn.Module, device: torch.device, frozen: bool) -> None:
+    """Run the layers under autocast, and give their output in float32 to the head."""
+    body = model.base_model
+    forward = body.forward
+
+    def in_bf16(*args, **kwargs):
+        with torch.autocast(device.type, torch.bfloat16):
+            output = forward(*args, **kwargs)
+        output.last_hidden_state = output.last_hidden_state.float()
+        return output
+
+    body.forward = in_bf16
+    if frozen:  # without gradients autocast would round the weights anew at every token
+        for layer in body.modules():
+            if isinstance(layer, nn.Linear):
+                layer.to(torch.bfloat16)
+
+
+def _check_bf16_is_faster(base: nn.Module, device: torch.device, tokens: int = 16, tries: int = 5) -> None:
+    """Many processors only emulate it. Measured as the sampler runs: a few rows, one token each."""
+    ids = torch.zeros(tokens, 1, dtype=torch.long, device=device)
+    plain = copy.deepcopy(base).to(device)
+    rounded = copy.deepcopy(plain)
+    _compute_in_bf16(rounded, device, frozen=True)
+    seconds: dict[str, list[float]] = {"float32": [], "bfloat16": []}
+    with torch.inference_mode():
+        for _ in range(tries):
+            for name, model in (("float32", plain), ("bfloat16", rounded)):
+                started = time.perf_counter()
+                model.base_model(input_ids=ids, use_cache=False).last_hidden_state.sum().item()
+                seconds[name].append(time.perf_counter() - started)
+    best = {name: 1e3 * min(times) for name, times in seconds.items()}
+    if best["bfloat16"] >= best["float32"]:
+        raise ServeError(
+            f"bf16 is not faster for this model here: a pass over {tokens} tokens took {best['bfloat16']:.1f} ms, and "
+            f"{best['float32']:.1f} ms in float32"
+        )
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:

@@ -174,7 +174,7 @@ class BatchSampler:
 
     def __init__(self, served: ServedModel, store: WeightStore, max_rows: int, stats: Stats):
         self.served, self.store, self.max_rows, self.stats = served, store, max_rows, stats
-        self._model = served.copy()
+        self._model = served.copy(frozen=True)
         self._weights: SnapshotPath | None = None
         self._token_limit = CACHE_BYTES // served.cache_bytes_per_token
         self._waiting: deque[Job] = deque()

@@ -42,6 +42,7 @@ def serve(
     keep: int = 2,
     max_rows: int = 256,
     graph_budget_mb: int | None = None,
+    bf16: bool = False,
     api_key: str | None = None,
     body_seconds: float = BODY_SECONDS,
     ready: Callable[[str], None] | None = None,
@@ -60,6 +61,7 @@ def serve(
         max_rows: samples in one batch.
         graph_budget_mb: memory for graphs kept between a forward and its backward, for each training run; by default
             a quarter of the device's. What does not fit is computed twice.
+        bf16: compute the model's layers in bfloat16, which rounds logprobs by about a hundredth.
         api_key: what clients must send as X-API-Key (the SDK's TINKER_API_KEY; it insists on a leading `tml-`).
         body_seconds: how long a request's body may take to arrive.
         ready: called with the base URL once requests are accepted.
@@ -81,7 +83,7 @@ def serve(
     ):
         if threads is not None:
             torch.set_num_threads(threads)
-        served = load(model_dir, device)
+        served = load(model_dir, device, bf16)
         budget = device_memory(served.device) / 4 if graph_budget_mb is None else graph_budget_mb * 2**20
         backend = Backend(served, store, max_rows, budget)
         address = f"[{host}]" if ":" in host else host
