@@ -148,6 +148,44 @@ def a_step_that_fails_is_only_logged():
     assert "Error in Explorer" in source("trinity.explorer.explorer"), "launch.py looks for this headline"
 
 
+def a_driver_that_gave_up_says_so_and_waits():
+    text = source("trinity.cli.launcher", "both")
+    assert "Explorer or Trainer failed:\\n" in text, "launch.py looks for this headline"
+    assert "[explorer.shutdown.remote(), trainer.shutdown.remote()]" in text, (
+        "launch.py need not end the driver any more"
+    )
+
+
+def a_run_notes_its_place_in_these_files():
+    notes = source("trinity.manager.state_manager", "StateManager")
+    for text in ("{explorer_name}_meta.json", "{trainer_name}_meta.json", '"latest_iteration": current_step'):
+        assert text in notes
+    assert '"taskset_states"' in notes and '"sample_strategy_state"' in notes
+    assert '"current_index"' in source("trinity.buffer.task_scheduler"), "where the explorer goes on reading"
+    trainer = source("trinity.trainer.tinker.tinker_trainer")
+    for name in ("latest_checkpointed_iteration", "latest_state_dict_iteration"):
+        assert f"{name}.txt" in trainer
+    for name in ("remote_checkpoint_path", "remote_sampler_path"):
+        assert f"{name}.txt" in trainer
+
+
+def an_explorer_without_weights_is_at_version_minus_1():
+    from trinity.manager.synchronizer import Synchronizer
+
+    assert "self.model_version = -1" in source("trinity.explorer.explorer")
+    assert "self.model_version = 0" in source("trinity.manager.synchronizer", "Synchronizer.__init__")
+    assert list(inspect.signature(Synchronizer.set_model_state_dict).parameters)[2] == "trainer_step"
+
+
+def the_sync_offset_counts_from_step_0():
+    assert "(self.explore_step_num - self.sync_offset) % self.sync_interval" in source("trinity.explorer.explorer")
+
+
+def the_synchronizer_outlives_the_driver():
+    text = source("trinity.manager.synchronizer", "Synchronizer.get_actor")
+    assert 'lifetime="detached"' in text and "namespace=config.ray_namespace" in text
+
+
 def the_monitor_logs_a_step_as_launch_reads_it():
     assert re.search(r'f"Step \{step\}: ', source("trinity.utils.monitor")), STEP_LINE.pattern
 
