@@ -62,7 +62,10 @@ def test_a_step_holds_its_gradient_once_and_a_fixed_number_of_blocks(name, metri
             assert peak_bytes(lambda data=data: objective(*data)) <= fixed
 
 
-@pytest.mark.parametrize("shape", [(1, 1024), (8, 1024), (512, 1024), (1, 65_536), (8, 65_536), (3, 100_000), (4096, 3)])
+SHAPES = ((1, 1024), (8, 1024), (512, 1024), (1, 65_536), (8, 65_536), (3, 100_000), (4096, 3))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("arguments", [{}, {"clip_mode": "ring", "weight": "importance_sampling", "metrics": "full"}])
 def test_no_batch_takes_more_than_a_fixed_multiple_of_its_inputs(shape, arguments):
     objective = Objective(**arguments)
