@@ -6,6 +6,7 @@ random; so the driver is Trinity's own command with a node added to the options 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import subprocess
@@ -179,7 +180,8 @@ def lose_second_node(session: Session, folder: Path) -> tuple[list[TrainedStep],
                 assert nodes_of_actors(session, began)["explorer"] == node.pid
                 killed = time.monotonic()
                 for process in (node, *node.children(recursive=True)):  # all that a machine takes with it
-                    process.kill()
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        process.kill()
     print(f"{time.monotonic() - killed:.1f} s later: {failure.value}")
     assert time.monotonic() - killed < PATIENCE
     assert re.search(rf"stopped after \d+ of {STEPS} steps", str(failure.value))
