@@ -179,8 +179,10 @@ class Objective:
             logprob, old_logprob, mask, advantages = (x.unsqueeze(0) for x in (logprob, old_logprob, mask, advantages))
         wanted = logprob.requires_grad and torch.is_grad_enabled()
         inputs = logprob.detach(), old_logprob, mask.to(torch.bool), advantages
-        responses = len(inputs[0]) if global_batch_size is None else global_batch_size
-        normalisers = sample_weight, batch_num_tokens, responses, dp_size
+        count = batch_num_tokens
+        if self.loss_agg_mode != "token-mean":
+            count = len(inputs[0]) if global_batch_size is None else global_batch_size
+        normalisers = sample_weight, count, dp_size
         with torch.no_grad():
             result = _compiled(self)(*inputs, *normalisers) if self.compile else None
             ascent, names, table, totals, loss, scale = result or _evaluate(self, *inputs, *normalisers, wanted=wanted)
@@ -226,15 +228,15 @@ def clip_mask(
     if objective.clip_mode == "one-side":
         # What exceeds the range is clipped where it has the sign of A: there PPO's minimum is the clipped term.
         return torch.sub(log_ratio, inside, out=out).mul_(advantages).le_(0)
-    band = inside.eq_(log_ratio)
     if objective.clip_mode == "two-side":
-        return band
-    # Beyond the outer bounds, which count as beyond, a token is kept where A pulls it back or is 0.
-    low, high = _log_range(objective.epsilon_low_prime, objective.epsilon_high_prime)
-    low, high = _next(low, math.inf, log_ratio.dtype), _next(high, -math.inf, log_ratio.dtype)
+        return inside.eq_(log_ratio)
+    # Beyond the outer bounds a token is kept where A pulls it back, or is 0.
+    low, high = _outer_log_range(objective.epsilon_low_prime, objective.epsilon_high_prime, log_ratio.dtype)
     beyond = torch.sub(log_ratio, torch.clamp(log_ratio, low, high, out=work), out=work)
-    pulled_back = torch.mul(beyond, advantages, out=more_work).le_(0).mul_(beyond.ne_(0))
-    return torch.maximum(band, pulled_back, out=out)
+    back = torch.mul(beyond, advantages, out=more_work)
+    if torch.compiler.is_compiling():
+        return ((inside == log_ratio) | ((back <= 0) & (beyond != 0))).to(advantages.dtype)
+    return torch.maximum(inside.eq_(log_ratio), back.le_(0).mul_(beyond.ne_(0)), out=out)
 
 
 def _log_range(epsilon_low: float, epsilon_high: float) -> tuple[float, float]:
@@ -243,10 +245,13 @@ def _log_range(epsilon_low: float, epsilon_high: float) -> tuple[float, float]:
 
 
 @torch.compiler.assume_constant_result
-def _next(bound: float, towards: float, dtype: torch.dtype) -> float:
-    """The neighbour of a bound among the numbers of a type."""
+@cache
+def _outer_log_range(epsilon_low: float, epsilon_high: float, dtype: torch.dtype) -> tuple[float, float]:
+    """`_log_range`, each bound moved inwards to the next number of the type: a ratio on a bound is beyond it."""
     number = numpy.float64 if dtype == torch.float64 else numpy.float32
-    return float(numpy.nextafter(number(bound), number(towards)))
+    bounds = numpy.array(_log_range(epsilon_low, epsilon_high), number)
+    low, high = numpy.nextafter(bounds, numpy.array((math.inf, -math.inf), number)).tolist()
+    return low, high
 
 
 class _Scratch(NamedTuple):
@@ -270,11 +275,11 @@ class _Scratch(NamedTuple):
         needed = {
             "bits": True,
             "log_ratio": True,
-            "ratio": full or objective.weight == "importance_sampling",
+            "ratio": full or objective.clip_mode == "ring" or objective.regularizer == "k2",
             "keep": objective.clip_mode != "none",
             "ascent": not in_place,
             "work": True,
-            "more_work": full or objective.clip_mode == "ring",
+            "more_work": full,
         }
         names = [name for name in cls._fields if needed[name]]
         dtype = torch.promote_types(like.dtype, torch.float32)
@@ -334,11 +339,13 @@ def _terms(
         mean_log_ratio = (sums["log_ratio"] / tokens.clamp(min=1)).unsqueeze(-1)
     if objective.clip_mode != "none":
         compared = mean_log_ratio if by_sequence else log_ratio
-        keep = clip_mask(objective, compared, advantages, out=scratch.keep, work=work, more_work=scratch.more_work)
+        keep = clip_mask(objective, compared, advantages, out=scratch.keep, work=work, more_work=scratch.ratio)
         # Under the mask log rho = 0 and A = 0, which every clip mode keeps.
         sums["clipped"] = keep.shape[-1] - keep.sum(-1)
     if full or objective.weight == "importance_sampling":
-        ratio = torch.clamp(log_ratio, max=_LARGEST_LOG_RATIO, out=scratch.ratio).exp_()
+        # In the place of log rho, where nobody reads that again.
+        place = scratch.log_ratio if scratch.ratio is None else scratch.ratio
+        ratio = torch.clamp(log_ratio, max=_LARGEST_LOG_RATIO, out=place).exp_()
     if full:
         sums |= _full_sums(log_ratio, ratio, advantages, keep, bits, scratch)
         sums["responses"] = tokens.clamp(max=1)
@@ -434,14 +441,14 @@ def _weigh(
     names: list[str],
     table: Tensor,
     sample_weight: Tensor | None,
-    batch_num_tokens: int | Tensor | None,
-    global_batch_size: int | Tensor,
+    count: int | Tensor | None,
     dp_size: int | Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The average.
 
     Args:
         names, table: the sums over each response's tokens, [names, batch].
+        count: what the average is over, tokens or responses; None counts the tokens of the table.
 
     Returns:
         The table in float64, its policy and regulariser times n; its totals over the batch, [names]; the loss; and n,
@@ -450,10 +457,7 @@ def _weigh(
     dtype = table.dtype
     table = table.double()
     tokens = table[names.index("tokens")]
-    if objective.loss_agg_mode == "token-mean":
-        count = tokens.sum() if batch_num_tokens is None else torch.as_tensor(batch_num_tokens)
-    else:
-        count = torch.as_tensor(global_batch_size)
+    count = tokens.sum() if count is None else torch.as_tensor(count)
     scale = dp_size / count.to(tokens).clamp(min=1).reshape(1)
     if objective.loss_agg_mode == "seq-mean-token-sum-norm" and objective.loss_scale_factor is not None:
         scale = scale / objective.loss_scale_factor
@@ -489,15 +493,16 @@ def _compiled(objective: Objective) -> Callable[..., tuple | None]:
     run = torch.compile(evaluate, dynamic=True, options=options)
     broken = False
 
-    def attempt(logprob, old_logprob, mask, advantages, sample_weight, *counts):
+    def attempt(logprob, old_logprob, mask, advantages, sample_weight, count, dp_size):
         nonlocal broken
         if broken:
             return None
         ones = torch.ones(len(mask), 1, dtype=torch.promote_types(logprob.dtype, torch.float32), device=mask.device)
-        # As tensors, since a number would be compiled in; uint8 has vector loads, unlike bool.
-        numbers = [x if x is None else torch.as_tensor(x, dtype=torch.float64, device=mask.device) for x in counts]
+        if count is not None:  # as a number it would be compiled in
+            count = torch.as_tensor(count, dtype=torch.float64, device=mask.device)
+        mask = mask.view(torch.uint8)  # has vector loads, unlike bool
         try:
-            return run(logprob, old_logprob, mask.view(torch.uint8), advantages, ones, sample_weight, *numbers)
+            return run(logprob, old_logprob, mask, advantages, ones, sample_weight, count, dp_size)
         except Exception as error:
             broken = True
             reason = next(iter(str(error).splitlines()), "")
