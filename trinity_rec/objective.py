@@ -245,7 +245,6 @@ def _log_range(epsilon_low: float, epsilon_high: float) -> tuple[float, float]:
 
 
 @torch.compiler.assume_constant_result
-@cache
 def _outer_log_range(epsilon_low: float, epsilon_high: float, dtype: torch.dtype) -> tuple[float, float]:
     """`_log_range`, each bound moved inwards to the next number of the type: a ratio on a bound is beyond it."""
     number = numpy.float64 if dtype == torch.float64 else numpy.float32
@@ -490,7 +489,7 @@ def _compiled(objective: Objective) -> Callable[..., tuple | None]:
     evaluate.__code__ = evaluate.__code__.replace()
     # Everything in one loop: nothing here is worth a tensor of its own for being read twice, or for being long.
     options: dict[str, Any] = {"realize_reads_threshold": 1000, "realize_opcount_threshold": 1000}
-    run = torch.compile(evaluate, dynamic=True, options=options)
+    run = torch.compile(evaluate, dynamic=True, fullgraph=True, options=options)
     broken = False
 
     def attempt(logprob, old_logprob, mask, advantages, sample_weight, count, dp_size):
