@@ -231,12 +231,14 @@ def clip_mask(
     if objective.clip_mode == "two-side":
         return inside.eq_(log_ratio)
     # Beyond the outer bounds a token is kept where A pulls it back, or is 0.
-    low, high = _outer_log_range(objective.epsilon_low_prime, objective.epsilon_high_prime, log_ratio.dtype)
-    beyond = torch.sub(log_ratio, torch.clamp(log_ratio, low, high, out=work), out=work)
-    back = torch.mul(beyond, advantages, out=more_work)
+    low, high = _log_range(objective.epsilon_low_prime, objective.epsilon_high_prime)
     if torch.compiler.is_compiling():
-        return ((inside == log_ratio) | ((back <= 0) & (beyond != 0))).to(advantages.dtype)
-    return torch.maximum(inside.eq_(log_ratio), back.le_(0).mul_(beyond.ne_(0)), out=out)
+        back = ((log_ratio <= low) & (advantages >= 0)) | ((log_ratio >= high) & (advantages <= 0))
+        return ((inside == log_ratio) | back).to(advantages.dtype)
+    low, high = _inwards(low, high, log_ratio.dtype)
+    beyond = torch.sub(log_ratio, torch.clamp(log_ratio, low, high, out=work), out=work)
+    back = torch.mul(beyond, advantages, out=more_work).le_(0).mul_(beyond.ne_(0))
+    return torch.maximum(inside.eq_(log_ratio), back, out=out)
 
 
 def _log_range(epsilon_low: float, epsilon_high: float) -> tuple[float, float]:
@@ -244,12 +246,11 @@ def _log_range(epsilon_low: float, epsilon_high: float) -> tuple[float, float]:
     return (math.log(1 - epsilon_low) if epsilon_low < 1 else -math.inf), math.log(1 + epsilon_high)
 
 
-@torch.compiler.assume_constant_result
-def _outer_log_range(epsilon_low: float, epsilon_high: float, dtype: torch.dtype) -> tuple[float, float]:
-    """`_log_range`, each bound moved inwards to the next number of the type: a ratio on a bound is beyond it."""
-    number = numpy.float64 if dtype == torch.float64 else numpy.float32
-    bounds = numpy.array(_log_range(epsilon_low, epsilon_high), number)
-    low, high = numpy.nextafter(bounds, numpy.array((math.inf, -math.inf), number)).tolist()
+@cache
+def _inwards(low: float, high: float, dtype: torch.dtype) -> tuple[float, float]:
+    """The next numbers of a type between two: what lies outside of these is at the two, or beyond."""
+    bounds = numpy.array((low, high), numpy.float64 if dtype == torch.float64 else numpy.float32)
+    low, high = numpy.nextafter(bounds, bounds[::-1]).tolist()
     return low, high
 
 
