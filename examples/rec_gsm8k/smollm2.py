@@ -112,11 +112,19 @@ def train(problems: Path, out: Path, threads: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Three steps of SmolLM2-135M-Instruct on a GSM8K file.")
-    parser.add_argument("problems", type=Path, help="a JSONL file with `question` and `answer` ending in `#### N`")
+    parser.add_argument(
+        "problems",
+        type=Path,
+        nargs="?",
+        help="a JSONL file with `question` and `answer` ending in `#### N`; without it only the model is made",
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/smollm2"), help="where model, weights and logs go")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of the model")
     arguments = parser.parse_args()
     try:
-        train(arguments.problems.resolve(), arguments.out.resolve(), arguments.threads)
+        if arguments.problems is not None:
+            train(arguments.problems.resolve(), arguments.out.resolve(), arguments.threads)
+        elif not (arguments.out / "model" / "config.json").exists():
+            make_model(arguments.out.resolve() / "model")
     except LaunchError as error:
         sys.exit(f"error: {error}")
