@@ -44,6 +44,7 @@ SERVED = ServedModel(
     vocabulary=290,
     cache_bytes_per_token=1,
     stop_ids=(),
+    bf16=False,
 )
 BODIES = [
     each for each in vars(wire).values() if isinstance(each, type) and issubclass(each, wire.Body) and each != wire.Body

@@ -151,6 +151,7 @@ REST: list[tuple[dict[str, str], str]] = [
         "algorithm.algorithm_type", ("xyzzy", '""', "trinity_rec.", "trinity_rec", "рек", "rec_grpo2"), "no algorithm"
     ),
     *each("algorithm.algorithm_type", ("..", ".", "a..b", "os.system", "trinity_rec.RECPolicyLoss"), "algorithm"),
+    *each("algorithm.algorithm_type", (r'"(\n\n."',), "cannot be imported"),  # found by the fuzzer
     *each("algorithm.algorithm_type", ("[rec_grpo]", "{a: 1}"), "wrong type"),
     *each("algorithm.algorithm_type", (LONG,), "no algorithm"),
     *each("algorithm.algorithm_type", ("null",), "algorithm_type"),

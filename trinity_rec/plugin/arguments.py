@@ -28,5 +28,6 @@ def build(factory: Callable[..., T], where: str, known: Collection[str], given: 
 
 
 def shortened(message: str, most: int = 500) -> str:
-    """A message that repeats what a user wrote, which may be a whole file, with its middle left out."""
+    """A message that repeats what a user wrote, which may be a whole file: in one line, its middle left out."""
+    message = " ".join(message.splitlines())
     return message if len(message) <= most else f"{message[: most // 2]}…{message[-most // 2 :]}"
