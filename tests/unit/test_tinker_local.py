@@ -5,6 +5,8 @@ import dataclasses
 import json
 import math
 import time
+from functools import partial
+from queue import Queue
 
 import pytest
 import torch
@@ -24,7 +26,7 @@ from trinity_rec.tinker_local.kv_cache import RaggedCache
 from trinity_rec.tinker_local.logprobs import hidden_states, token_logprobs
 from trinity_rec.tinker_local.model import ServedModel, load
 from trinity_rec.tinker_local.packing import rows_of
-from trinity_rec.tinker_local.sampling import pick
+from trinity_rec.tinker_local.sampling import BatchSampler, SampleRequest, pick
 from trinity_rec.tinker_local.stats import Stats
 from trinity_rec.tinker_local.streams import stream_keys, uniform
 from trinity_rec.tinker_local.training import AdamParams, Datum, TrainingRun
@@ -74,6 +76,32 @@ def test_in_bfloat16_sampler_and_trainer_agree_and_weights_stay_float32(served):
         torch.testing.assert_close(sampled[wanted], other[wanted], atol=2e-3, rtol=0)
     run.forward_backward(batch)
     assert all(p.dtype == p.grad.dtype == torch.float32 and p.grad.any() for p in run.model.parameters())
+
+
+def test_in_bfloat16_the_sampler_s_logprobs_are_the_trainer_s(served, store):
+    rounded = dataclasses.replace(served, bf16=True, stop_ids=())
+    sampler = BatchSampler(rounded, store, max_rows=8, stats=Stats())
+    run = TrainingRun(rounded.copy(), 1e9, Stats())
+    answers = Queue()
+    try:
+        for prompt in ((5, 6, 7), (9, 4, 11, 12, 8)):  # of different lengths, so that rows stand at different columns
+            sampler.submit(
+                SampleRequest(None, prompt, samples=3, max_tokens=12, seed=1), partial(note, answers, prompt)
+            )
+        for _ in range(2):
+            prompt, result = answers.get(timeout=60)
+            assert not isinstance(result, Exception), result
+            for response in result.responses:
+                tokens = torch.cat([torch.tensor(prompt), response.tokens])
+                weights = torch.cat([torch.zeros(len(prompt) - 1), torch.ones(12)])
+                (scored,) = run.forward([Datum(tokens[:-1], tokens[1:], weights)])
+                torch.testing.assert_close(response.logprobs, scored[len(prompt) - 1 :], atol=0.05, rtol=0)
+    finally:
+        sampler.close()
+
+
+def note(answers, prompt, result):
+    answers.put((prompt, result))
 
 
 def test_bfloat16_is_refused_where_it_is_slower(served, monkeypatch):

@@ -64,8 +64,9 @@ class RaggedCache(Cache):
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs):
         layer = self._data[layer_idx]
-        layer[0, self._row_index, :, self._columns] = key_states[:, :, 0]
-        layer[1, self._row_index, :, self._columns] = value_states[:, :, 0]
+        # Under autocast values are bfloat16, and keys, which the positions have turned, float32.
+        layer[0, self._row_index, :, self._columns] = key_states[:, :, 0].to(layer.dtype)
+        layer[1, self._row_index, :, self._columns] = value_states[:, :, 0].to(layer.dtype)
         return layer[0, : self.rows, :, : self._width], layer[1, : self.rows, :, : self._width]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
