@@ -168,6 +168,7 @@ REST: list[tuple[dict[str, str], str]] = [
     *each("algorithm.kl_loss_fn", ("k9", "a.b"), "kl_loss_fn"),
     *each("algorithm.entropy_loss_fn", ("k9",), "entropy_loss_fn"),
     *each("algorithm", ("1", "[]", "rec_grpo", "null"), "algorithm"),
+    *each("synchronizer.sync_method", ("60",), "60 has the wrong type; expected"),  # found by the fuzzer
     *each("algoritm", ("{algorithm_type: rec}",), "did you mean algorithm?"),
     *each("mode", ("train_both", "[both]", "1", "null", '""'), "mode"),
     *each("model", ("1", "qwen"), "expected a mapping"),

@@ -155,7 +155,8 @@ class _Check:
     def add(self, level: str, keys: tuple[Key, ...], message: str, suggestion: str = "") -> None:
         from trinity_rec.plugin.arguments import shortened
 
-        finding = Finding(level, self.document.line(keys), shortened(dotted(keys)), shortened(message), suggestion)
+        texts = map(shortened, (dotted(keys), message, suggestion))
+        finding = Finding(level, self.document.line(keys), *texts)
         if finding not in self.findings:
             self.findings.append(finding)
 
@@ -225,7 +226,8 @@ class _Check:
             else:
                 _schema(owner)[keys[-1]] = value
         except (OmegaConfBaseException, TypeError, ValueError, KeyError, AttributeError) as error:
-            expected = f"expected {_type_name(hint)}" if not isinstance(error, KeyError) else str(error)
+            is_no_member = isinstance(error, KeyError) and isinstance(value, str)  # of an enumeration
+            expected = str(error) if is_no_member else f"expected {_type_name(hint)}"
             self.add(ERROR, keys, f"{value!r} has the wrong type", expected)
             return False
         return True
