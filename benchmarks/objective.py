@@ -22,7 +22,7 @@ import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from side_by_side import alternate, machine, peak_bytes, ratio, responses, write_json
+from side_by_side import alternate, machine, ratio, responses, write_json
 from torch import Tensor
 from trinity.algorithm import POLICY_LOSS_FN
 from turns import Worker
@@ -30,6 +30,7 @@ from turns import Worker
 from trinity_rec.presets import PRESETS
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.counted import peak_bytes
 from tests.tiny_model import make_tiny_model
 
 SIZES = ("8x1024", "32x8192", "64x16384")

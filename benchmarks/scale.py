@@ -9,6 +9,7 @@ the size doubles the time.
 from __future__ import annotations
 
 import statistics
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -22,11 +23,14 @@ from objective import step
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from side_by_side import Run, alternate, machine, peak_bytes, responses, write_json
+from side_by_side import Run, alternate, machine, responses, write_json
 from trinity.algorithm import ADVANTAGE_FN, POLICY_LOSS_FN
 
 from trinity_rec.plot.draw import COLOURS, FAINT, INK, dress, new_figure, save, shared_legend
 from trinity_rec.presets import PRESETS
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.counted import peak_bytes
 
 LOSS = PRESETS["rec_oneside_is"].policy_loss
 CONTESTANTS = ("upstream", "ours", "ours, full metrics", "ours, compiled", "ours, pairwise")
@@ -140,7 +144,7 @@ def show(rows: list[dict[str, Any]]) -> Iterable[Table]:
 
 def main(
     rounds: Annotated[int, typer.Option(help="Turns of each contestant.", min=1)] = 5,
-    largest: Annotated[int, typer.Option(help="Leave larger sizes out.")] = 1_000_000,
+    largest: Annotated[int, typer.Option(help="Leave larger sizes out.", min=1_000)] = 1_000_000,
     figure: Annotated[Path | None, typer.Option(help="Where to draw the four sweeps.")] = None,
     json: Annotated[Path | None, typer.Option(help="Where to write the numbers.")] = None,
 ) -> None:

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
 Run = Callable[[], Any]
 
@@ -69,18 +68,6 @@ def ratio(numerator: list[float], denominator: list[float]) -> dict[str, float]:
     """min, median and max over the rounds of numerator / denominator."""
     ratios = [a / b for a, b in zip(numerator, denominator, strict=True)]
     return {"min": min(ratios), "median": statistics.median(ratios), "max": max(ratios)}
-
-
-def peak_bytes(run: Run) -> int:
-    """The most memory that `run` holds at once beyond what was there before, by the allocator's own events."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        run()
-    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
-    held = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak
 
 
 def machine() -> dict[str, Any]:

@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import tempfile
+from pathlib import Path
 
 config = json.loads(sys.argv[1])
 os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -20,9 +21,12 @@ os.dup2(2, 1)  # what libraries print is not an answer
 
 import torch  # noqa: E402
 from datasets import Dataset  # noqa: E402
-from side_by_side import cpu_seconds, peak_bytes, responses  # noqa: E402
+from side_by_side import cpu_seconds, responses  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 from trl import GRPOConfig, GRPOTrainer  # noqa: E402
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.counted import peak_bytes  # noqa: E402
 
 torch.set_num_threads(1)
 

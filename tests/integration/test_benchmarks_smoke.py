@@ -41,6 +41,20 @@ def test_the_local_backend_makes_steps_and_says_where_their_time_goes(tmp_path):
 
 
 @pytest.mark.slow
+def test_losses_and_advantages_are_compared_and_put_into_tables(tmp_path):
+    for name, options in (
+        ("objective", ["--size=8x64", "--rounds=3", "--preset=rec_oneside_is", "--no-compiled"]),
+        ("advantage", ["--experiences=64", "--rounds=3", "--tokens=8"]),
+    ):
+        command = [sys.executable, str(BENCHMARKS / f"{name}.py"), *options, "--json", str(tmp_path / f"{name}.json")]
+        subprocess.run(command, capture_output=True, check=True)
+    command = [sys.executable, str(BENCHMARKS / "report.py"), str(tmp_path)]
+    report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "| `rec_grpo` and 1 more |" in report and "| verl |" in report
+    assert report.count("| 64 |") == 5, "a line for each setting of the advantages"
+
+
+@pytest.mark.slow
 def test_the_lab_s_steps_a_second_are_counted_for_each_task():
     command = [sys.executable, str(BENCHMARKS / "lab.py"), "--steps", "4", "--repeats", "1"]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()

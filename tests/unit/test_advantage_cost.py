@@ -5,9 +5,9 @@ from itertools import pairwise
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from trinity.common.experience import EID, Experience
 
+from tests.counted import Kernels
 from trinity_rec.plugin.advantage import RECAdvantage
 
 GROUP = 8
@@ -26,14 +26,6 @@ def batch(count):
         )
         for i, reward in enumerate(rewards)
     ]
-
-
-class Kernels(TorchDispatchMode):
-    calls = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.calls += 1
-        return function(*args, **kwargs or {})
 
 
 def work(advantage, count):

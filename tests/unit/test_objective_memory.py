@@ -2,39 +2,14 @@
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.counted import Kernels, peak_bytes
 from trinity_rec.objective import _BLOCK, Objective
 from trinity_rec.presets import PRESETS
 
 BLOCKS = 7.5  # float32 blocks that the widest objective holds at once: seven of scratch, and a mask of bytes
 INPUT_BYTES = 13  # of a token: logprob, old_logprob and advantages in float32, and a mask of bool
 MULTIPLE = 2.7  # of the inputs, for any batch (docs/performance.md)
-
-
-def peak_bytes(run):
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        run()
-    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
-    assert events
-    held = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak
-
-
-class Kernels(TorchDispatchMode):
-    """Counts the calls of torch's kernels; a view of what is there calls none."""
-
-    def __init__(self):
-        super().__init__()
-        self.calls = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.calls += not function.is_view
-        return function(*args, **kwargs or {})
 
 
 def batch(rows, length):
