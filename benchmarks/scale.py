@@ -144,7 +144,7 @@ def show(rows: list[dict[str, Any]]) -> Iterable[Table]:
 
 def main(
     rounds: Annotated[int, typer.Option(help="Turns of each contestant.", min=1)] = 5,
-    largest: Annotated[int, typer.Option(help="Leave larger sizes out.", min=1_000)] = 1_000_000,
+    largest: Annotated[int, typer.Option(help="Leave larger sizes out.", min=1_024)] = 1_000_000,
     figure: Annotated[Path | None, typer.Option(help="Where to draw the four sweeps.")] = None,
     json: Annotated[Path | None, typer.Option(help="Where to write the numbers.")] = None,
 ) -> None:

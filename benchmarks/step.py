@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import statistics
 import sys
 import tempfile
@@ -54,25 +53,16 @@ def work(setting: Setting, algorithm_type: str) -> None:
     """Make a step for each line on standard input, and answer it with a JSON line."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print is not an answer
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    os.environ |= {
-        "VERL_USE_EXTERNAL_MODULES": "tests.verl_cpu",
-        "WORLD_SIZE": "1",
-        "RANK": "0",
-        "LOCAL_RANK": "0",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
+    from tests.verl_cpu import lone_worker_config, lone_worker_environment
+
+    os.environ |= lone_worker_environment()
     torch.set_num_threads(setting.threads)
     from trinity.algorithm import ALGORITHM_TYPE
     from trinity.trainer.verl.config import build_verl_config
     from trinity.trainer.verl.workers import TrinityActorRolloutRefWorker
 
-    import tests.verl_cpu  # noqa: F401
-
-    config = config_of(setting, algorithm_type)
+    sizes = (setting.responses, setting.prompt, setting.response)
+    config = lone_worker_config(setting.model, *sizes, learning_rate=1e-6, algorithm_type=algorithm_type)
     reference = ALGORITHM_TYPE.get(config.algorithm.algorithm_type).use_reference
     worker = TrinityActorRolloutRefWorker(
         config=build_verl_config(config), role="actor_rollout_ref" if reference else "actor"
@@ -83,35 +73,6 @@ def work(setting: Setting, algorithm_type: str) -> None:
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     while sys.stdin.readline():
         print(json.dumps(step(worker, batch, reference) | {"peak_bytes": peak_rss()}), file=answers)
-
-
-def config_of(setting: Setting, algorithm_type: str) -> Any:
-    """Trinity's config with everything about the algorithm left at its defaults."""
-    from trinity.common.config import Config
-    from trinity.common.config_validator import AlgorithmConfigValidator
-
-    config = Config()
-    config.mode = "train"
-    config.algorithm.algorithm_type = algorithm_type
-    config.algorithm.optimizer.lr = 1e-6
-    AlgorithmConfigValidator().validate(config)
-    length = setting.prompt + setting.response
-    model, cluster, trainer = config.model, config.cluster, config.trainer
-    model.model_path = model.critic_model_path = setting.model
-    model.max_prompt_tokens, model.max_response_tokens = setting.prompt, setting.response
-    model.max_model_len = length
-    config.buffer.train_batch_size = config.buffer.batch_size = setting.responses
-    cluster.trainer_gpu_num = cluster.trainer_gpu_num_per_node = cluster.trainer_node_num = 1
-    trainer.trainer_strategy, trainer.use_remove_padding, trainer.total_steps = "fsdp2", False, 100
-    trainer.max_token_len_per_gpu = setting.responses * length
-    float32 = dict.fromkeys(("param_dtype", "reduce_dtype", "buffer_dtype"), "fp32")
-    engine = {"use_torch_compile": False, "mixed_precision": float32}
-    trainer.trainer_config = {
-        "model": {"override_config": {"attn_implementation": "sdpa"}},
-        "actor": {"fsdp_config": dict(engine)},
-        "ref": {"fsdp_config": dict(engine)},
-    }
-    return config
 
 
 def rollouts(setting: Setting) -> dict[str, torch.Tensor]:

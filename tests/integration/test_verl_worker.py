@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import socket
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.tiny_model import make_tiny_model
+from tests.verl_cpu import lone_worker_config, lone_worker_environment
 from trinity_rec.objective import Objective
 from trinity_rec.presets import PRESETS
 
@@ -61,22 +61,10 @@ def model_dir(tmp_path_factory):
 @pytest.fixture(scope="module")
 def worker(model_dir):
     """A function that trains one step with the loss of an `algorithm:` section and returns the step's metrics."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     with pytest.MonkeyPatch.context() as environment:
-        for key, value in {
-            "VERL_USE_EXTERNAL_MODULES": "tests.verl_cpu",
-            "WORLD_SIZE": "1",
-            "RANK": "0",
-            "LOCAL_RANK": "0",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }.items():
+        for key, value in lone_worker_environment().items():
             environment.setenv(key, value)
         from tensordict import TensorDict
-        from trinity.common.config import Config
-        from trinity.common.config_validator import AlgorithmConfigValidator
         from trinity.trainer.verl.config import build_verl_config
         from trinity.trainer.verl.monkey_patch import left_right_2_no_padding
         from trinity.trainer.verl.workers import TrinityActorRolloutRefWorker
@@ -85,29 +73,9 @@ def worker(model_dir):
         size = len(PROMPT_LENGTHS)
         _, rollouts = model_and_batch(model_dir)
 
-        def config_of(**algorithm) -> Config:
-            config = Config()
-            config.mode = "train"
-            for key, value in algorithm.items():
-                setattr(config.algorithm, key, value)
-            AlgorithmConfigValidator().validate(config)
-            config.model.model_path = config.model.critic_model_path = str(model_dir)
-            config.model.max_model_len, config.model.max_prompt_tokens, config.model.max_response_tokens = 32, 16, 16
-            config.buffer.train_batch_size = config.buffer.batch_size = size
-            cluster = config.cluster
-            cluster.trainer_gpu_num = cluster.trainer_gpu_num_per_node = cluster.trainer_node_num = 1
-            config.trainer.trainer_strategy = "fsdp2"
-            config.trainer.use_remove_padding = False
-            config.trainer.max_token_len_per_gpu = 4096
-            config.trainer.total_steps = 100
-            config.algorithm.optimizer.lr = 0.0  # every step sees the same weights
-            float32 = dict.fromkeys(("param_dtype", "reduce_dtype", "buffer_dtype"), "fp32")
-            engine = {"use_torch_compile": False, "mixed_precision": float32}
-            config.trainer.trainer_config = {
-                "model": {"override_config": {"attn_implementation": "sdpa"}},
-                "actor": {"fsdp_config": engine},
-            }
-            return config
+        def config_of(**algorithm):
+            # Every step sees the same weights.
+            return lone_worker_config(model_dir, size, prompt=16, response=16, learning_rate=0.0, **algorithm)
 
         config = config_of(algorithm_type="trinity_rec.rec")
         actor = TrinityActorRolloutRefWorker(config=build_verl_config(config), role="actor")
