@@ -205,6 +205,7 @@ FILES: dict[str, bytes] = {
     "list": b"- mode: both\n",
     "scalar": b"rec_grpo\n",
     "number": b"42\n",
+    "quoted number": b"'1'",  # for OmegaConf a text to be read once more
     "json list": b"[1, 2]",
     "other keys": b"model_name: x\nlearning_rate: 1\n",
     "number keys": b"1: 2\n",

@@ -63,7 +63,11 @@ class Document:
             root = YAML(typ="rt", pure=True).compose(io.StringIO(text.removeprefix("\ufeff")))
             if root is not None and _size(root, {}) > _LARGEST_TREE:
                 raise ValueError(f"more than {_LARGEST_TREE} values, or an alias that contains itself")
+            if not isinstance(root, MappingNode):
+                raise UsageError(f"{path}:1: not a Trinity configuration: not a mapping of keys to values")
             data = OmegaConf.to_container(OmegaConf.load(io.StringIO(text.removeprefix("\ufeff"))), resolve=False)
+        except UsageError:
+            raise
         except (MarkedYAMLError, TrinityMarkedYAMLError) as error:
             mark = error.problem_mark or error.context_mark
             problem = " ".join(str(error.problem or error.context).split())
@@ -72,8 +76,6 @@ class Document:
             raise UsageError(f"{path}: not readable as YAML: nested too deeply") from error
         except (OmegaConfBaseException, RuamelYAMLError, TrinityYAMLError, OSError, ValueError) as error:
             raise UsageError(f"{path}: not readable as YAML: {str(error).splitlines()[0]}") from error
-        if not isinstance(root, MappingNode) or not isinstance(data, dict):
-            raise UsageError(f"{path}:1: not a Trinity configuration: not a mapping of keys to values")
         return cls(path, text, data, root)
 
     def line(self, keys: Sequence[Key]) -> int:
