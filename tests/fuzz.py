@@ -18,7 +18,7 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(
-    include=["trinity_rec.tinker_local.wire", "trinity_rec.tinker_local.weights", "trinity_rec.commands"]
+    include=["trinity_rec.tinker_local.wire", "trinity_rec.tinker_local.weights", "trinity_rec.yaml"]
 ):
     import torch
     import yaml
@@ -26,13 +26,13 @@ with atheris.instrument_imports(
 
     from tests.integration.test_reliability_server import text, training
     from tests.unit.test_reliability_configs import FILES, PLUGIN, REST, document
-    from trinity_rec.commands.check import check
-    from trinity_rec.commands.document import Document
-    from trinity_rec.commands.terminal import UsageError
+    from trinity_rec.terminal import UsageError
     from trinity_rec.tinker_local import wire
     from trinity_rec.tinker_local.errors import RequestError
     from trinity_rec.tinker_local.model import ServedModel
     from trinity_rec.tinker_local.weights import SnapshotPath
+    from trinity_rec.yaml.check import check
+    from trinity_rec.yaml.document import Document
 
 SERVED = ServedModel(
     name="m",

@@ -22,9 +22,9 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from trinity_rec import versions
-from trinity_rec.commands.check import check
-from trinity_rec.commands.document import Document
 from trinity_rec.launch import STEP_LINE
+from trinity_rec.yaml.check import check
+from trinity_rec.yaml.document import Document
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,10 +9,10 @@ from trinity.algorithm import ADVANTAGE_FN, ALGORITHM_TYPE, POLICY_LOSS_FN, SAMP
 from trinity.common.config import load_config
 
 from tests.tiny_model import make_tiny_model
-from trinity_rec.commands.check import check
-from trinity_rec.commands.document import Document
-from trinity_rec.commands.rewrite import switch
 from trinity_rec.presets import PRESETS
+from trinity_rec.yaml.check import check
+from trinity_rec.yaml.document import Document
+from trinity_rec.yaml.rewrite import switch
 
 # What differs between the four, in the shape of Trinity's examples; the rest is REST.
 ALGORITHMS = {

@@ -9,12 +9,12 @@ from trinity.common.config import Config, load_config
 from trinity.common.constants import SyncMethod
 
 from tests.tiny_model import make_tiny_model
-from trinity_rec.commands.check import check
-from trinity_rec.commands.document import Document
 from trinity_rec.paper.compose import Run, ours
 from trinity_rec.paper.experiments import ALGORITHMS, EXPERIMENTS, FIGURES, SETTINGS, TASKS
 from trinity_rec.presets import PRESETS
 from trinity_rec.shipped import example
+from trinity_rec.yaml.check import check
+from trinity_rec.yaml.document import Document
 
 STALEST = {"on_policy": 0, "sync_interval_20": 19, "sync_offset_10": 10, "offline": 159}
 

@@ -17,10 +17,10 @@ from trinity_rec.commands.catalogue import (
     section,
     section_text,
 )
-from trinity_rec.commands.effective import effective
-from trinity_rec.commands.terminal import UsageError, preset_named
 from trinity_rec.objective import Objective
 from trinity_rec.presets import PRESETS
+from trinity_rec.terminal import UsageError, preset_named
+from trinity_rec.yaml.effective import effective
 
 CONFIGS = Path(__file__).parents[2] / "configs/algorithms"
 every_preset = pytest.mark.parametrize("preset", PRESETS.values(), ids=list(PRESETS))

@@ -7,11 +7,11 @@ import socket
 import pytest
 import ray
 
-from trinity_rec.commands.check import check
-from trinity_rec.commands.document import Document
-from trinity_rec.commands.rewrite import switch
-from trinity_rec.commands.terminal import UsageError
 from trinity_rec.presets import PRESETS
+from trinity_rec.terminal import UsageError
+from trinity_rec.yaml.check import check
+from trinity_rec.yaml.document import Document
+from trinity_rec.yaml.rewrite import switch
 
 
 @pytest.fixture(autouse=True)

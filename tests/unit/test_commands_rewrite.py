@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from trinity_rec.commands.arguments import read_only
-from trinity_rec.commands.document import Document
-from trinity_rec.commands.effective import effective
-from trinity_rec.commands.rewrite import parse_settings, switch, write
-from trinity_rec.commands.terminal import UsageError
-from trinity_rec.commands.translate import MODES, arguments_of, nearest
 from trinity_rec.presets import PRESETS
+from trinity_rec.terminal import UsageError
+from trinity_rec.yaml.document import Document
+from trinity_rec.yaml.effective import effective
+from trinity_rec.yaml.rewrite import parse_settings, switch, write
+from trinity_rec.yaml.translate import MODES, arguments_of, nearest
 
 YAML = """\
 # A run of mine.

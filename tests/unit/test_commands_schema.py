@@ -9,11 +9,11 @@ from jsonschema import Draft202012Validator
 from omegaconf import OmegaConf
 from trinity.common.config import AlgorithmConfig
 
-from trinity_rec.commands.effective import effective
 from trinity_rec.commands.schema import RANGES, algorithm_schema, choices, sample_strategies
 from trinity_rec.objective import Objective
 from trinity_rec.plugin.advantage import RECAdvantage
 from trinity_rec.presets import PRESETS
+from trinity_rec.yaml.effective import effective
 
 CONFIGS = Path(__file__).parents[2] / "configs/algorithms"
 

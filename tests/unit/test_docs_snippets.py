@@ -24,10 +24,10 @@ from trinity.trainer.verl.losses import build_trinity_loss
 from typer.testing import CliRunner
 
 from trinity_rec.cli import app
-from trinity_rec.commands.check import check
-from trinity_rec.commands.document import Document
-from trinity_rec.commands.terminal import preset_named
 from trinity_rec.paper.experiments import select
+from trinity_rec.terminal import preset_named
+from trinity_rec.yaml.check import check
+from trinity_rec.yaml.document import Document
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"

@@ -9,9 +9,9 @@ import sys
 import pytest
 from omegaconf import OmegaConf
 
-from trinity_rec.commands.terminal import UsageError
 from trinity_rec.paper.compose import Run, header, ours, parsed, typed, validated
 from trinity_rec.paper.experiments import ALGORITHMS, EXPERIMENTS, SETTINGS, TASKS, figure_names, select
+from trinity_rec.terminal import UsageError
 
 GRPO = EXPERIMENTS["gsm8k/sync_interval_20/rec_grpo"]
 

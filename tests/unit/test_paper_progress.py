@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
-from trinity_rec.commands.terminal import UsageError
 from trinity_rec.paper.compose import Run, parsed, validated
 from trinity_rec.paper.experiments import EXPERIMENTS
 from trinity_rec.paper.run import Progress, attempt, delete_checkpoints, move_aside, progress, same_settings
+from trinity_rec.terminal import UsageError
 
 INTERVAL = EXPERIMENTS["gsm8k/sync_interval_20/rec_grpo"]
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
-from trinity_rec.commands.paper import gather
+from trinity_rec.cli.paper import gather
 from trinity_rec.paper.compose import Run
 from trinity_rec.paper.experiments import EXPERIMENTS
 from trinity_rec.paper.results import found_runs, logged, row

@@ -1,72 +1,15 @@
-"""`trinity-rec list`, `show` and `diff`: the presets, as a table, as a section to paste, and against each other."""
+"""The presets as a table, as a section to paste, and against each other."""
 
 from __future__ import annotations
 
-import sys
 import textwrap
 from collections.abc import Mapping
-from typing import Annotated, Any
-
-import typer
-from rich.syntax import Syntax
-from rich.table import Table
+from typing import Any
 
 from trinity_rec.commands import arguments
-from trinity_rec.commands.effective import GROUP_SIZE, as_section, effective
-from trinity_rec.commands.notation import readable
-from trinity_rec.commands.terminal import complete_preset, preset_named, print_json, print_table, stdout
-from trinity_rec.presets import PRESETS, Preset
-
-_CHOSEN = typer.Argument(help="A preset, as `trinity-rec list` names it.", autocompletion=complete_preset)
-_JSON = typer.Option("--json", help="Print JSON.")
-
-
-def register(app: typer.Typer) -> None:
-    app.command("list", epilog="Example: trinity-rec list")(list_command)
-    app.command("show", epilog="Example: trinity-rec show rec_oneside_nois")(show_command)
-    app.command("diff", epilog="Example: trinity-rec diff rec_grpo rec_oneside_nois")(diff_command)
-
-
-def list_command(as_json: Annotated[bool, _JSON] = False) -> None:
-    """List the presets: what each clips, weights and regularises, and what it needs."""
-    rows = [overview(preset) for preset in PRESETS.values()]
-    if as_json:
-        print_json(rows)
-        return
-    table = Table()
-    for column in rows[0]:
-        table.add_column(column.replace("_", " "), overflow="fold")
-    for row in rows:
-        table.add_row(*(("yes" if cell else "no") if isinstance(cell, bool) else cell for cell in row.values()))
-    print_table(table)
-
-
-def show_command(preset: Annotated[str, _CHOSEN], as_json: Annotated[bool, _JSON] = False) -> None:
-    """Show a preset: its gradient, when to use it, and the `algorithm:` section that it stands for."""
-    chosen = preset_named(preset)
-    if as_json:
-        print_json(details(chosen))
-    elif stdout().is_terminal:
-        # Syntax fills lines with spaces up to the width; a copied section must not carry them.
-        code = Syntax(section_text(chosen), "yaml", theme="ansi_dark", background_color="default")
-        stdout().print(code.highlight(code.code), end="")
-    else:
-        print(section_text(chosen, _unicode_works()), end="")
-
-
-def diff_command(
-    first: Annotated[str, _CHOSEN], second: Annotated[str, _CHOSEN], as_json: Annotated[bool, _JSON] = False
-) -> None:
-    """Show where two presets differ: the gradient and each argument that counts."""
-    left, right = preset_named(first), preset_named(second)
-    rows = differences(left, right)
-    if as_json:
-        print_json({key: {left.name: a, right.name: b} for key, (a, b) in rows.items()})
-        return
-    table = Table("", left.name, right.name)
-    for key, values in rows.items():
-        table.add_row(key, *("" if value is None else str(value) for value in values))
-    print_table(table)
+from trinity_rec.presets import Preset
+from trinity_rec.yaml.effective import GROUP_SIZE, as_section, effective
+from trinity_rec.yaml.notation import readable
 
 
 def overview(preset: Preset) -> dict[str, Any]:
@@ -196,7 +139,3 @@ def scalar(value: Any) -> str:
     import yaml
 
     return yaml.safe_dump(value, width=10_000).removesuffix("...\n").rstrip("\n")
-
-
-def _unicode_works() -> bool:
-    return (sys.stdout.encoding or "ascii").lower().replace("-", "").startswith("utf")

@@ -1,4 +1,4 @@
-"""`trinity-rec schema`: a JSON schema of the `algorithm:` section, so that an editor completes and checks it.
+"""A JSON schema of the `algorithm:` section, so that an editor completes and checks it.
 
 Names, types, defaults, choices and descriptions are read off the code. Only the ranges of numbers are written down
 here; tests/unit/test_commands_schema.py holds them against what the code accepts.
@@ -9,14 +9,11 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from trinity_rec.commands import arguments
-from trinity_rec.commands.notation import readable
-from trinity_rec.commands.terminal import print_json
 from trinity_rec.presets import PRESETS
+from trinity_rec.yaml.notation import readable
 
 _DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -39,23 +36,6 @@ RANGES: dict[str, dict[str, Any]] = {
 }
 # What the configuration check sets for itself.
 _INTERNAL = ("backend", "sample_weight")
-
-
-def register(app: typer.Typer) -> None:
-    app.command("schema", epilog="Example: trinity-rec schema --whole-file > trinity-rec.schema.json")(schema_command)
-
-
-def schema_command(
-    whole_file: Annotated[
-        bool, typer.Option("--whole-file", help="For whole Trinity YAMLs: checks `algorithm`, leaves the rest free.")
-    ] = False,
-) -> None:
-    """Print a JSON schema of the `algorithm:` section, for editors."""
-    section = algorithm_schema()
-    if whole_file:
-        draft = {"$schema": section.pop("$schema")}
-        section = {**draft, "title": "Trinity-RFT", "type": "object", "properties": {"algorithm": section}}
-    print_json(section)
 
 
 def algorithm_schema() -> dict[str, Any]:

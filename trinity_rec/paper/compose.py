@@ -14,10 +14,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException
 
-from trinity_rec.commands.document import Document, Key
-from trinity_rec.commands.terminal import UsageError, did_you_mean
 from trinity_rec.paper.experiments import Experiment
 from trinity_rec.shipped import example, shipped
+from trinity_rec.terminal import UsageError, did_you_mean
+from trinity_rec.yaml.document import Document, Key
 
 BENCH_RUNNERS = 128  # the authors' number
 

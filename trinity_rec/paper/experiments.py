@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
-from trinity_rec.commands.terminal import UsageError, did_you_mean
 from trinity_rec.presets import PRESETS
+from trinity_rec.terminal import UsageError, did_you_mean
 
 
 @dataclass(frozen=True)

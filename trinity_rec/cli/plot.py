@@ -8,19 +8,15 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from trinity_rec.commands.terminal import UsageError, did_you_mean, print_table, stderr, stdout
+from trinity_rec.terminal import UsageError, did_you_mean, needs_extra, print_table, stderr, stdout
 
-_EXAMPLE = "Example: trinity-rec plot GRPO=runs/grpo-seed0 GRPO=runs/grpo-seed1 runs/rec_ring_nois --out plots"
+EXAMPLE = "trinity-rec plot GRPO=runs/grpo-seed0 GRPO=runs/grpo-seed1 runs/rec_ring_nois --out plots"
 _RUNS = typer.Argument(
     metavar="[LABEL=]RUN_DIR...", help="Directories that hold one run or many; those with the same label are one curve."
 )
 
 
-def register(app: typer.Typer) -> None:
-    app.command("plot", epilog=_EXAMPLE)(plot_command)
-
-
-def plot_command(
+def command(
     runs: Annotated[list[str], _RUNS],
     out: Annotated[Path, typer.Option(help="Where the PNGs and index.html go.")] = Path("plots"),
     smooth: Annotated[int, typer.Option(min=1, help="Average reward, entropy and length over so many steps.")] = 5,
@@ -31,11 +27,8 @@ def plot_command(
 
     Runs whose paths differ only in a seed (grpo-seed0, grpo-seed1) are one curve: their mean, with a band.
     """
-    try:
-        from trinity_rec.plot import page
-        from trinity_rec.plot import runs as logs
-    except ModuleNotFoundError as error:
-        raise UsageError(f"{error.name} is not installed; pip install 'trinity-rec[lab]'") from error
+    logs = needs_extra("lab", "trinity_rec.plot.runs")
+    page = needs_extra("lab", "trinity_rec.plot.page")
 
     groups = logs.read_groups(runs, each_run)
     known = logs.every_tag(groups)

@@ -9,18 +9,14 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from trinity_rec.commands.terminal import UsageError, print_table, stderr, stdout
+from trinity_rec.terminal import UsageError, needs_extra, print_table, stderr, stdout
 
-_EXAMPLE = "Example: trinity-rec reproduce --quick C2 C3"
+EXAMPLE = "trinity-rec reproduce --quick C2 C3"
 _COLOUR = {"holds": "green", "does not hold": "red", "inconclusive": "yellow"}
 _CLAIM = typer.Argument(metavar="CLAIM", help="C1 to C8; all of them by default.")
 
 
-def register(app: typer.Typer) -> None:
-    app.command("reproduce", epilog=_EXAMPLE)(reproduce_command)
-
-
-def reproduce_command(
+def command(
     claims: Annotated[list[str] | None, _CLAIM] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A reduced grid, minutes instead of hours.")] = False,
     out: Annotated[Path | None, typer.Option(help="Where results go; runs/reproduce or runs/reproduce-quick.")] = None,
@@ -36,10 +32,7 @@ def reproduce_command(
 
     Runs that OUT holds already are not repeated, so an interrupted call goes on where it stopped.
     """
-    try:
-        from trinity_rec.lab import reproduce
-    except ModuleNotFoundError as error:
-        raise UsageError(f"{error.name} is not installed; pip install 'trinity-rec[lab]'") from error
+    reproduce = needs_extra("lab", "trinity_rec.lab.reproduce")
 
     names = sorted({name.upper() for name in claims or reproduce.ALL_CLAIMS})
     if unknown := [name for name in names if name not in reproduce.ALL_CLAIMS]:

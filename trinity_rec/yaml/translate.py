@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from trinity_rec.commands import arguments
-from trinity_rec.commands.terminal import UsageError
 from trinity_rec.presets import PRESETS, Preset
+from trinity_rec.terminal import UsageError
 
 NEAREST = "nearest"
 LOSS_ARGS, ADVANTAGE_ARGS = "policy_loss_fn_args", "advantage_fn_args"

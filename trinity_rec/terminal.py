@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Collection
 from difflib import get_close_matches
+from importlib import import_module
 from typing import Any
 
 from rich.console import Console
@@ -38,6 +39,20 @@ def print_table(table: Table) -> None:
 
 def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def needs_extra(extra: str, module: str) -> Any:
+    """Import `module`, which needs packages of an extra that a plain install leaves out.
+
+    Raises:
+        UsageError: one of them is not installed.
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "trinity_rec":
+            raise
+        raise UsageError(f"{error.name} is not installed; pip install 'trinity-rec[{extra}]'") from error
 
 
 def closest(name: str, known: Collection[str]) -> str | None:

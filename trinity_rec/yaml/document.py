@@ -13,7 +13,7 @@ from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.error import YAMLError as RuamelYAMLError
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
-from trinity_rec.commands.terminal import UsageError
+from trinity_rec.terminal import UsageError
 
 Key = str | int
 

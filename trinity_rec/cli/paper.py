@@ -9,10 +9,10 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from trinity_rec.commands.terminal import UsageError, print_json, print_table, stderr, stdout
 from trinity_rec.paper.experiments import EXPERIMENTS, Experiment, select
+from trinity_rec.terminal import UsageError, print_json, print_table, stderr, stdout
 
-paper = typer.Typer(
+app = typer.Typer(
     help="The experiments of the paper on GPUs: GSM8K, ToolACE, Guru-Math and MATH.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -34,11 +34,7 @@ _SEED = typer.Option("--seed", help="Of the rollouts; may be given several times
 _SET = typer.Option("--set", help="A setting of Trinity's YAML, as model.model_path=/models/qwen; may be repeated.")
 
 
-def register(app: typer.Typer) -> None:
-    app.add_typer(paper, name="paper")
-
-
-@paper.command("list", epilog="Example: trinity-rec paper list --figure 3")
+@app.command("list", epilog="Example: trinity-rec paper list --figure 3")
 def list_command(
     names: Annotated[list[str] | None, _NAMES] = None,
     task: Annotated[str | None, _TASK] = None,
@@ -73,7 +69,7 @@ def overview(experiment: Experiment) -> dict[str, object]:
     }
 
 
-@paper.command("write", epilog="Example: trinity-rec paper write 'gsm8k/*/rec_grpo' --out yamls")
+@app.command("write", epilog="Example: trinity-rec paper write 'gsm8k/*/rec_grpo' --out yamls")
 def write_command(
     names: Annotated[list[str] | None, _NAMES] = None,
     task: Annotated[str | None, _TASK] = None,
@@ -104,7 +100,7 @@ def write_command(
             print(path)
 
 
-@paper.command("run", epilog="Example: trinity-rec paper run gsm8k/sync_interval_20/rec_grpo --seed 1 --seed 2")
+@app.command("run", epilog="Example: trinity-rec paper run gsm8k/sync_interval_20/rec_grpo --seed 1 --seed 2")
 def run_command(
     names: Annotated[list[str] | None, _NAMES] = None,
     task: Annotated[str | None, _TASK] = None,

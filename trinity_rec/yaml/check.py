@@ -16,50 +16,19 @@ import re
 import tempfile
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-from rich.markup import escape
-
-from trinity_rec.commands.document import Document, Key
-from trinity_rec.commands.effective import trinity_warnings
-from trinity_rec.commands.summary import Summary, summarise
-from trinity_rec.commands.terminal import UsageError, closest, did_you_mean, print_json, stdout
-from trinity_rec.commands.translate import COUNTERPARTS, MODES, nearest
 from trinity_rec.presets import PRESETS
+from trinity_rec.terminal import UsageError, closest, did_you_mean
+from trinity_rec.yaml.document import Document, Key
+from trinity_rec.yaml.effective import trinity_warnings
+from trinity_rec.yaml.summary import Summary, summarise
+from trinity_rec.yaml.translate import COUNTERPARTS, MODES, nearest
 
 if typing.TYPE_CHECKING:
     from trinity.common.config import Config
 
 ERROR, DOUBT = "error", "doubt"
-
-
-def register(app: typer.Typer) -> None:
-    app.command("check", epilog="Example: trinity-rec check gsm8k.yaml")(check_command)
-
-
-def check_command(
-    config: Annotated[Path, typer.Argument(help="A Trinity YAML.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Say what a YAML will train and list its errors and doubtful settings, each with its line.
-
-    Starts nothing: needs no Ray, GPU, model or network. Exits with 1 if there is an error, with 0 if there are only
-    doubts.
-    """
-    try:
-        report = check(Document.read(config))
-    except UsageError as error:
-        if not as_json:
-            raise
-        report = unreadable(str(config), error)
-    if as_json:
-        print_json(report.as_json())
-    else:
-        print_report(report)
-    if report.errors:
-        raise typer.Exit(1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,23 +88,6 @@ def unreadable(path: str, error: UsageError) -> Report:
     return Report(path, None, [Finding(ERROR, line, "", message)])
 
 
-def print_report(report: Report) -> None:
-    console = stdout()
-    if report.summary is not None:
-        for name, text in report.summary.lines():
-            console.print(f"[bold]{name:<13}[/] {escape(text)}")
-    colours = {ERROR: "red", DOUBT: "yellow"}
-    for each in report.findings:
-        colour = colours[each.level]
-        console.print(f"{escape(report.file)}:{each.line}: [{colour}]{each.level}[/]: {escape(str(each))}")
-    counts = [
-        f"{len(found)} {name}{'s'[: len(found) != 1]}"
-        for name, found in ((ERROR, report.errors), (DOUBT, report.doubts))
-        if found
-    ]
-    console.print(", ".join(counts) if counts else "no errors, no doubts")
-
-
 def check(document: Document) -> Report:
     """Everything `trinity-rec check` knows about a YAML.
 
@@ -173,7 +125,7 @@ class _Check:
             self._trinity_checks(config)
             summary = summarise(config)
             if ours is not None:
-                from trinity_rec.commands.doubts import doubts
+                from trinity_rec.yaml.doubts import doubts
 
                 for doubt in doubts(config, self.document.data, summary):
                     self.add(DOUBT, doubt.keys, doubt.message, doubt.suggestion)

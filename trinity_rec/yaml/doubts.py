@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from trinity_rec.commands import arguments
-from trinity_rec.commands.summary import ROLLOUT_MODES, TRAINING_MODES, Summary
+from trinity_rec.yaml.summary import ROLLOUT_MODES, TRAINING_MODES, Summary
 
 if TYPE_CHECKING:
     from trinity.common.config import Config

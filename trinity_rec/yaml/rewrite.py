@@ -9,85 +9,25 @@ the section, and every kept entry in it, stays as it is.
 
 from __future__ import annotations
 
-import difflib
 import io
 import os
 import shutil
-import sys
 import tempfile
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-from rich.markup import escape
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.nodes import MappingNode, ScalarNode
 
 from trinity_rec.commands.catalogue import scalar
-from trinity_rec.commands.document import Document, Extent, extents
-from trinity_rec.commands.effective import OBJECTIVE_KEYS, STRATEGY_KEYS, effective
-from trinity_rec.commands.terminal import UsageError, complete_preset, did_you_mean, preset_named, stderr, stdout
-from trinity_rec.commands.translate import ADVANTAGE_ARGS, LOSS_ARGS, NEAREST, carried, nearest
-
-
-def register(app: typer.Typer) -> None:
-    app.command(
-        "use", epilog="Example: trinity-rec use rec_oneside_nois gsm8k.yaml --set epsilon_high=2.0 -o rec.yaml"
-    )(use_command)
-
-
-def _complete(incomplete: str) -> list[tuple[str, str]]:
-    own = [(NEAREST, "the preset with the objective of a YAML for upstream's rec")]
-    return [each for each in own if each[0].startswith(incomplete)] + complete_preset(incomplete)
-
-
-def use_command(
-    preset: Annotated[
-        str,
-        typer.Argument(
-            help=f"A preset; `{NEAREST}` finds the one with the same objective as a YAML for upstream's rec.",
-            autocompletion=_complete,
-        ),
-    ],
-    config: Annotated[Path, typer.Argument(help="A Trinity YAML.")],
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Also set this key of the algorithm section: epsilon_high=2.0, repeat_times=16, optimizer.lr=2e-6 …",
-        ),
-    ] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write here; CONFIG itself by default.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the difference.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Write over a file without asking.")] = False,
-) -> None:
-    """Switch a YAML to a preset. Only its algorithm section is rewritten; the difference is shown first.
-
-    Stays: repeat_times, optimizer and all else that says how to run; arguments of upstream's rec, or of another preset,
-    that mean the same in the new one. Goes: what makes up the objective (policy loss, advantage, KL, entropy, their
-    arguments, loss_agg_mode) and a sample strategy of Trinity's.
-
-    Asks before it writes over a file, where there is a terminal to ask on.
-    """
-    document = Document.read(config)
-    switched = switch(document, preset, parse_settings(settings or []))
-    target = output or config
-    show_difference(document.text, switched.text, str(config), str(target))
-    for note in switched.notes:
-        stderr().print(escape(note))
-    if dry_run:
-        return
-    if target.exists() and not yes and sys.stdin.isatty():
-        typer.confirm(f"Write {target}?", abort=True, err=True)
-    write(target, switched.text)
-    stderr().print(
-        f"[green]wrote {escape(str(target))}[/]; `trinity-rec check {escape(str(target))}` says what it trains"
-    )
+from trinity_rec.terminal import UsageError, did_you_mean, preset_named
+from trinity_rec.yaml.document import Document, Extent, extents
+from trinity_rec.yaml.effective import OBJECTIVE_KEYS, STRATEGY_KEYS, effective
+from trinity_rec.yaml.translate import ADVANTAGE_ARGS, LOSS_ARGS, NEAREST, carried, nearest
 
 
 @dataclass(frozen=True)
@@ -364,17 +304,6 @@ def _verify(document: Document, text: str, section: Mapping[str, Any]) -> None:
             f"{document.path}:{document.line(['algorithm'])}: the algorithm section shares anchors or merges with the "
             "rest of the file; write it out to switch it"
         )
-
-
-def show_difference(old: str, new: str, old_name: str, new_name: str) -> None:
-    """A unified diff, coloured on a terminal."""
-    colours = {"+": "green", "-": "red", "@": "cyan"}
-    console = stdout()
-    lines = list(difflib.unified_diff(old.splitlines(), new.splitlines(), old_name, new_name, lineterm=""))
-    for line in lines:
-        console.print(line, style=colours.get(line[:1]), markup=False)
-    if not lines:
-        stderr().print("nothing to change")
 
 
 def write(target: Path, text: str) -> None:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from trinity_rec.commands import arguments
 from trinity_rec.commands.catalogue import scalar
-from trinity_rec.commands.notation import readable
-from trinity_rec.commands.translate import ADVANTAGE_ARGS, LOSS_ARGS, MODES, nearest_preset
 from trinity_rec.presets import PRESETS, Preset
+from trinity_rec.yaml.notation import readable
+from trinity_rec.yaml.translate import ADVANTAGE_ARGS, LOSS_ARGS, MODES, nearest_preset
 
 if TYPE_CHECKING:
     from trinity.common.config import Config

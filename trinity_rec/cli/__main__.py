@@ -1,0 +1,3 @@
+from trinity_rec.cli import main
+
+main()

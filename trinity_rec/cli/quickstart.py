@@ -1,0 +1,29 @@
+"""`trinity-rec quickstart`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trinity_rec.terminal import needs_extra, preset_named, stderr, stdout
+
+EXAMPLE = "trinity-rec quickstart --algorithm rec_ring_nois --sync-interval 20"
+
+
+def command(
+    algorithm: Annotated[str | None, typer.Option(help="A preset; the YAML's by default.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Training steps; the YAML's by default.")] = None,
+    sync_interval: Annotated[
+        int | None, typer.Option(min=1, help="Steps between new weights for the rollouts; the YAML's by default.")
+    ] = None,
+    out_dir: Annotated[Path, typer.Option("--out", help="Where results and logs go.")] = Path("runs/quickstart"),
+    seed: Annotated[int, typer.Option(help="Seeds the sampling.")] = 42,
+) -> None:
+    """Train a small model on this machine, without a GPU, and report its held-out accuracy before and after."""
+    if algorithm is not None:
+        algorithm = preset_named(algorithm).name
+    run = needs_extra("local", "trinity_rec.quickstart.run")
+    summary = run.quickstart(out_dir, run.Options(algorithm, steps, sync_interval, seed), stderr())
+    stdout().print(summary.table(out_dir))
