@@ -3,10 +3,15 @@
 Each turn of the loop prefills the requests that have arrived (each distinct prompt once), then decodes one token for
 every running sample. All requests in a batch want the same weights; when the batch has run empty the model takes the
 weights of the next request in line.
+
+What a sample draws depends on its own stream alone, so a request can begin anew and is answered the same. That is how
+a failure finds its way to who caused it: both halves of the batch run again, each by itself, down to the one request
+that fails alone.
 """
 
 import hashlib
 import logging
+import math
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
@@ -95,13 +100,17 @@ class SampleResult:
 
 @dataclass
 class Job:
-    """A request in the sampler, its answer so far, and whom to tell."""
+    """A request in the sampler, its answer so far with the samples that miss, and whom to tell."""
 
     request: SampleRequest
     done: Callable[[SampleResult | Exception], None]
     keys: Tensor
-    result: SampleResult
-    missing: int
+    result: SampleResult | None = None
+    missing: int = 0
+
+    def begin(self) -> None:
+        """No token is drawn yet."""
+        self.result, self.missing = SampleResult([None] * self.request.samples), self.request.samples
 
     @property
     def length_limit(self) -> int:
@@ -182,6 +191,8 @@ class BatchSampler:
         self._stopping = False
         self._unseeded: Counter[bytes] = Counter()
         self._joining: list[Job] = []
+        self._suspects: list[list[Job]] = []  # parts of a batch that failed: each runs again without the others
+        self._apart = False  # whether what runs is such a part
         self._rows = Rows.of([], served.device)
         self._cache = RaggedCache()
         self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
@@ -203,8 +214,7 @@ class BatchSampler:
             waiting = sum(len(job.request.prompt) for job in self._waiting)
             if len(self._waiting) >= QUEUE_LIMIT or waiting > QUEUE_TOKENS:
                 raise RequestError("too many requests wait for the sampler", 429)
-            result = SampleResult([None] * request.samples)
-            self._waiting.append(Job(request, done, self._streams(request), result, request.samples))
+            self._waiting.append(Job(request, done, self._streams(request)))
             self._changed.notify()
 
     def in_use(self) -> set[SnapshotPath]:
@@ -226,27 +236,26 @@ class BatchSampler:
             try:
                 with torch.inference_mode():
                     self._turn()
-            except RequestError as error:
-                self._fail(error)
-            except Exception as error:  # whatever went wrong with a request, the next one is served
-                log.exception("sampling failed")
-                self._fail(error)
-        self._fail(RequestError("the server is stopping", 410))
+            except Exception as error:  # whatever went wrong with a request, the others are served
+                self._part(error)
+        with self._changed:
+            left = [*self._running(), *(job for part in self._suspects for job in part), *self._waiting]
+        for job in left:
+            self._refuse(job, RequestError("the server is stopping", 410))
 
     def _wait_for_work(self) -> bool:
         with self._changed:
-            if not self._rows and not self._waiting:
+            if not self._rows and not self._waiting and not self._suspects:
                 self._changed.wait_for(lambda: self._waiting or self._stopping)
                 self._changed.wait_for(lambda: self._stopping, timeout=GATHER_SECONDS)
             return not self._stopping
 
     def _turn(self) -> None:
         self._joining = self._admit()
-        if self._joining:
-            self._take_weights(self._joining[0].request.weights)
+        if self._joining and self._take_weights():
             for jobs in _prefill_groups(self._joining):
                 self._prefill(jobs)
-            self._joining = []
+        self._joining = []
         if self._rows:
             self._decode()
 
@@ -254,9 +263,15 @@ class BatchSampler:
         """Waiting requests that may join now, first come first served.
 
         A running batch admits only while the head of the queue wants the same weights, so that nobody waits for ever;
-        a new batch takes all that want the weights of the head, wherever they stand.
+        a new batch takes all that want the weights of the head, wherever they stand. Nobody joins suspects.
         """
         admitted: list[Job] = []
+        if self._rows and self._apart:
+            return admitted
+        if not self._rows:
+            self._apart = bool(self._suspects)
+        if self._apart:
+            return self._suspects.pop()
         with self._changed:
             if not self._waiting:
                 return admitted
@@ -277,15 +292,25 @@ class BatchSampler:
                 if too_many and rows > job.request.samples:  # alone it may run; in company it waits
                     break
                 admitted.append(self._waiting.popleft())
+                job.begin()
             self._waiting.extendleft(reversed(passed_over))
         return admitted
 
-    def _take_weights(self, weights: SnapshotPath | None) -> None:
-        if weights != self._weights:
+    def _take_weights(self) -> bool:
+        """The weights that those who join want; refuses them all where these cannot be had."""
+        weights = self._joining[0].request.weights
+        if weights == self._weights:
+            return True
+        try:
             with self.stats.timed("load", loads=1):
                 source = weights_of(self.served.base) if weights is None else self.store.load(weights)
                 set_weights(self._model, source)
-            self._weights = weights
+        except Exception as error:
+            for job in self._joining:
+                self._refuse(job, error)
+            return False
+        self._weights = weights
+        return True
 
     def _prefill(self, jobs: list[Job]) -> None:
         """One pass over the distinct prompts of these jobs; their samples draw their first token and join."""
@@ -339,12 +364,15 @@ class BatchSampler:
         for row, (sample, drawn, score) in enumerate(zip(rows.samples, token.tolist(), logprob.tolist(), strict=True)):
             sample.tokens.append(drawn)
             sample.logprobs.append(score)
+            if not math.isfinite(score):
+                self._refuse(sample.job, RequestError("the model's logits are not finite"))
+                continue
             stopped = self._stops(sample, drawn)
             if stopped or len(sample.tokens) >= sample.job.request.max_tokens:
                 self._finish(sample, stopped)
             else:
                 going_on.append(row)
-        return going_on
+        return [row for row in going_on if rows.samples[row].job.missing]  # without those of who was refused
 
     def _stops(self, sample: Sample, token: int) -> bool:
         request = sample.job.request
@@ -359,10 +387,10 @@ class BatchSampler:
 
     def _finish(self, sample: Sample, stopped: bool) -> None:
         job = sample.job
-        logprobs = torch.tensor(sample.logprobs)
-        if not logprobs.isfinite().all():
-            raise ArithmeticError("the model's logits are not finite")
-        job.result.responses[sample.index] = Response(torch.tensor(sample.tokens), logprobs, stopped)
+        if not job.missing:  # refused
+            return
+        response = Response(torch.tensor(sample.tokens), torch.tensor(sample.logprobs), stopped)
+        job.result.responses[sample.index] = response
         job.missing -= 1
         if job.missing == 0:
             self.stats.add(sample_requests=1)
@@ -403,15 +431,29 @@ class BatchSampler:
         self._unseeded[key] += 1
         return stream_keys(request.samples, SERVER_SEED, self._unseeded[key], *identity)
 
-    def _fail(self, error: Exception) -> None:
-        """Fail what is running, and when the server stops also what waits."""
+    def _running(self) -> list[Job]:
+        """The requests in the batch that are not answered yet."""
         jobs = [*self._joining, *(sample.job for sample in self._rows.samples)]
-        with self._changed:
-            if self._stopping:
-                jobs += self._waiting
-                self._waiting.clear()
+        return [job for job in {id(job): job for job in jobs}.values() if job.missing]
+
+    def _part(self, error: Exception) -> None:
+        """The batch failed: one that is alone is told so, halves of more begin anew apart from each other."""
+        jobs = self._running()
+        self.stats.add(sample_parts=1)
         self._joining, self._rows, self._cache = [], Rows.of([], self.served.device), RaggedCache()
-        for job in {id(job): job for job in jobs if job.missing}.values():
+        if len(jobs) == 1:
+            if not isinstance(error, RequestError):
+                log.error("sampling failed", exc_info=error)
+            self._refuse(jobs[0], error)
+            return
+        for job in jobs:
+            job.begin()
+        self._suspects += [half for half in (jobs[len(jobs) // 2 :], jobs[: len(jobs) // 2]) if half]
+
+    def _refuse(self, job: Job, error: Exception) -> None:
+        """Answer with what is wrong; the samples that run leave at their next token."""
+        if job.missing or job.result is None:
+            job.missing, job.result = 0, SampleResult([])
             job.done(error)
 
 
@@ -452,7 +494,7 @@ def pick(mass: Tensor, uniforms: Tensor) -> Tensor:
     block, before = _first_above(sums, uniforms * sums.sum(-1))
     rows = torch.arange(len(mass), device=mass.device)
     within, _ = _first_above(blocks[rows, block].to(uniforms.dtype), uniforms * sums.sum(-1) - before)
-    return block * PICK_BLOCK + within
+    return (block * PICK_BLOCK + within).clamp_(max=mass.shape[1] - 1)  # past the end only of NaN, found out later
 
 
 def _first_above(values: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
@@ -461,7 +503,7 @@ def _first_above(values: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
     # Rounding must not lift the threshold to the whole sum, which nothing exceeds.
     below = torch.nextafter(cumulated[:, -1], torch.zeros_like(threshold))
     place = torch.searchsorted(cumulated, torch.minimum(threshold, below)[:, None], right=True)
-    place.clamp_(max=values.shape[1] - 1)  # of NaN, which are found out later
+    place.clamp_(max=values.shape[1] - 1)
     return place[:, 0], (cumulated - values).gather(1, place)[:, 0]
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 import zstandard
 from google.protobuf.message import DecodeError
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic_core import PydanticCustomError
 from tinker.proto import tinker_public_pb2 as pb
 from torch import Tensor
 
@@ -24,12 +25,26 @@ MAX_BODY = 64 * 2**20  # bytes of a request, also once it is unpacked
 MAX_JSON = 8 * 2**20  # bytes of any but a training request: parsing it holds up everybody else
 MAX_BATCH = 16384  # sequences in one request
 MAX_TOP_LOGPROBS = 4 * 2**20  # in one answer
+LEAST_TEMPERATURE = 1e-4  # but for 0, which is greedy
 _NO_TOKEN_LOGPROB = -99999.0  # of empty cells in a matrix of top prompt logprobs
 
 _DTYPES = {pb.DTYPE_FLOAT32: np.dtype("<f4"), pb.DTYPE_INT64: np.dtype("<i8")}
 
-Identifier = Annotated[str, Field(min_length=1, max_length=200)]
-SequenceNumber = Annotated[int, Field(ge=0)]
+
+def _encodable(text: str) -> str:
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # JSON can name half a surrogate pair
+            raise PydanticCustomError("text", "not valid Unicode text") from error
+    return text
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
+Identifier = Annotated[Text, Field(min_length=1, max_length=200)]
+SequenceNumber = Annotated[int, Field(ge=0, lt=2**63)]
+Token = Annotated[int, Field(ge=0, lt=2**31)]
+Positive = Annotated[float, Field(ge=0, le=1e6)]
 
 
 class Body(BaseModel):
@@ -49,8 +64,8 @@ class SessionHeartbeat(Body):
 class CreateSamplingSession(Body):
     session_id: Identifier
     sampling_session_seq_id: SequenceNumber
-    base_model: str | None = None
-    model_path: str | None = None
+    base_model: Text | None = None
+    model_path: Text | None = None
 
 
 class LoraConfig(Body):
@@ -64,7 +79,7 @@ class LoraConfig(Body):
 class CreateModel(Body):
     session_id: Identifier
     model_seq_id: SequenceNumber
-    base_model: str
+    base_model: Text
     lora_config: LoraConfig | None = None
 
 
@@ -74,12 +89,12 @@ class OfModel(Body):
 
 class OptimStep(OfModel):
     class Adam(Body):
-        learning_rate: float = Field(1e-4, ge=0, allow_inf_nan=False)
+        learning_rate: Positive = 1e-4
         beta1: float = Field(0.9, ge=0, lt=1)
         beta2: float = Field(0.95, ge=0, lt=1)
-        eps: float = Field(1e-12, ge=0, allow_inf_nan=False)
-        weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
-        grad_clip_norm: float = Field(0.0, ge=0, allow_inf_nan=False)
+        eps: Positive = 1e-12
+        weight_decay: Positive = 0.0
+        grad_clip_norm: float = Field(0.0, ge=0, le=1e30)
 
     adam_params: Adam
     seq_id: SequenceNumber | None = None
@@ -89,25 +104,25 @@ class OptimStep(OfModel):
 
 
 class SaveWeights(OfModel):
-    path: str
+    path: Text
     seq_id: SequenceNumber | None = None
     overwrite: bool = False
 
 
 class SaveWeightsForSampler(OfModel):
-    path: str | None = None
+    path: Text | None = None
     seq_id: SequenceNumber | None = None
     sampling_session_seq_id: SequenceNumber | None = None
 
 
 class LoadWeights(OfModel):
-    path: str
+    path: Text
     optimizer: bool
     seq_id: SequenceNumber | None = None
 
 
 class WeightsInfo(Body):
-    tinker_path: str
+    tinker_path: Text
 
 
 class RetrieveFuture(Body):
@@ -123,18 +138,25 @@ class Asample(Body):
         chunks: "list[Asample.Chunk]"
 
     class Params(Body):
-        max_tokens: int | None = Field(None, ge=1)
-        seed: int | None = None
-        stop: str | list[int] | list[str] | None = None
+        max_tokens: int | None = Field(None, ge=1, lt=2**63)
+        seed: int | None = Field(None, ge=-(2**63), lt=2**64)
+        stop: Text | list[Token] | list[Text] | None = None
         temperature: float = Field(1.0, ge=0, le=100)
-        top_k: int = Field(-1, ge=-1)
-        top_p: float = Field(1.0, gt=0, le=1)
+        top_k: int = Field(-1, ge=-1, lt=2**63)
+        top_p: float = Field(1.0, ge=1e-6, le=1)
+
+        @field_validator("temperature")
+        @classmethod
+        def _greedy_or_warm(cls, value: float) -> float:
+            if 0 < value < LEAST_TEMPERATURE:  # the logits divided by it must stay finite
+                raise PydanticCustomError("temperature", f"0, or {LEAST_TEMPERATURE:g} to 100")
+            return value
 
     sampling_session_id: Identifier
     seq_id: SequenceNumber | None = None
     prompt: Prompt
     sampling_params: Params = Params()
-    num_samples: int = Field(1, ge=1)
+    num_samples: int = Field(1, ge=1, lt=2**31)
     prompt_logprobs: bool | None = None
     topk_prompt_logprobs: int | None = Field(0, ge=0, le=1000)
 
@@ -159,7 +181,7 @@ class Asample(Body):
             samples=self.num_samples,
             max_tokens=min(params.max_tokens or room, room),
             temperature=params.temperature,
-            top_k=max(params.top_k, 0),
+            top_k=min(max(params.top_k, 0), served.vocabulary),
             top_p=params.top_p,
             stop_tokens=tuple(entry for entry in stop if isinstance(entry, int)),
             stop_strings=tuple(entry for entry in stop if isinstance(entry, str)),
