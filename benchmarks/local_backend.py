@@ -42,7 +42,7 @@ from trinity.common.rewards.reward_fn import RewardFn
 from turns import Worker, WorkerError
 
 import trinity_rec
-from trinity_rec.launch import LaunchError, Session, signals_as_exit
+from trinity_rec.session import LaunchError, Session, signals_as_exit
 from trinity_rec.shipped import example
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))

@@ -53,7 +53,7 @@ def work(setting: Setting, algorithm_type: str) -> None:
     """Make a step for each line on standard input, and answer it with a JSON line."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print is not an answer
-    from tests.verl_cpu import lone_worker_config, lone_worker_environment
+    from tests.lone_worker import lone_worker_config, lone_worker_environment
 
     os.environ |= lone_worker_environment()
     torch.set_num_threads(setting.threads)

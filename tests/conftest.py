@@ -17,7 +17,7 @@ os.environ.update(
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Before any test imports verl: its modules copy the functions of each other that the CPU needs replaced.
-from tests import verl_cpu  # noqa: F401
+from trinity_rec.without_gpu import verl_workers  # noqa: F401
 
 
 def pytest_collection_modifyitems(config, items):

@@ -17,8 +17,8 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from trinity_rec.launch import Session, TrainedStep, marked_processes
 from trinity_rec.quickstart.run import ASSETS, last_checkpoint
+from trinity_rec.session import Session, TrainedStep, marked_processes
 from trinity_rec.shipped import example
 
 NAME = "tiny"  # of every run, since the backend's random streams hang on the names of snapshots, and these on it

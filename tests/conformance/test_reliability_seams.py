@@ -22,7 +22,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from trinity_rec import versions
-from trinity_rec.launch import STEP_LINE
+from trinity_rec.session.logs import STEP_LINE
 from trinity_rec.yaml.check import check
 from trinity_rec.yaml.document import Document
 

@@ -10,8 +10,8 @@ import pytest
 from omegaconf import OmegaConf
 
 import trinity_rec
-from trinity_rec.launch import Session, TrainedStep
 from trinity_rec.quickstart.run import ASSETS
+from trinity_rec.session import Session, TrainedStep
 from trinity_rec.shipped import example
 
 BATCH, GROUP = 4, 4

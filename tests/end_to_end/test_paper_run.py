@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from trinity_rec.launch import LaunchError, Session, trained_steps
 from trinity_rec.paper.compose import Run, parsed
 from trinity_rec.paper.experiments import EXPERIMENTS
 from trinity_rec.paper.results import logged
 from trinity_rec.paper.results import row as results_row
 from trinity_rec.paper.run import Progress, bench, evaluated_steps
 from trinity_rec.quickstart.run import ASSETS
+from trinity_rec.session import LaunchError, Session, trained_steps
 
 EXPERIMENT = "gsm8k/sync_interval_20/rec_oneside_nois_wide"
 STEPS = 4

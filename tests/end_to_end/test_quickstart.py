@@ -16,8 +16,8 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from trinity_rec.launch import MARK, LaunchError, Session, marked_processes
 from trinity_rec.quickstart.run import ASSETS
+from trinity_rec.session import MARK, LaunchError, Session, marked_processes
 from trinity_rec.shipped import example
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]

@@ -17,8 +17,8 @@ import psutil
 import pytest
 
 from tests.tiny_run import NAME, actor, largest_difference, start_backend, train, weights_after, write_config
-from trinity_rec.launch import LaunchError, Session, trained_steps
 from trinity_rec.plugin.resume import LEDGER, Ledger, last_checkpoint
+from trinity_rec.session import LaunchError, Session, trained_steps
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

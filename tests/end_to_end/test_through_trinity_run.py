@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 from trinity_rec.cli import app
 from trinity_rec.lab import through_trinity
 from trinity_rec.lab.grid import read_rows
-from trinity_rec.launch import trained_steps
 from trinity_rec.plot.events import find_runs, read_run
 from trinity_rec.plot.runs import PANELS
+from trinity_rec.session import trained_steps
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -20,8 +20,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 from trinity.common.workflows.customized_toolcall_workflows import construct_prompt
 
-from trinity_rec.launch import Session, trained_steps
 from trinity_rec.quickstart.tiny_model import CHAT_TEMPLATE, END, PAD, build_model
+from trinity_rec.session import Session, trained_steps
 from trinity_rec.tool_call.reward import ToolCallReward
 from trinity_rec.tool_call.toolace import MARKER, problems, write
 

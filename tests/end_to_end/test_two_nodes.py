@@ -19,8 +19,8 @@ import pytest
 
 from tests.tiny_run import NAME, actor, largest_difference, start_backend, train, weights_after, write_config
 from trinity_rec import launch
-from trinity_rec.launch import LOOPBACK, LaunchError, Session, TrainedStep, script
 from trinity_rec.plugin.resume import last_checkpoint
+from trinity_rec.session import LOOPBACK, LaunchError, Session, TrainedStep, script
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -14,7 +14,7 @@ from trinity.common.experience import EID, Experience
 
 import trinity_rec
 from tests.tiny_model import make_tiny_model
-from trinity_rec.launch import Session
+from trinity_rec.session import Session
 
 BATCH, STEPS = 8, 2
 
@@ -118,9 +118,7 @@ def test_a_reference_model_runs_only_for_a_kl_term(model_dir, experiences, tmp_p
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config(model_dir, experiences, tmp_path / "runs", algorithm)))
     with Session(tmp_path / "logs") as session:
-        repository = str(Path(__file__).parents[2])
-        session.env["PYTHONPATH"] += f":{repository}"
-        session.env["VERL_USE_EXTERNAL_MODULES"] = "tests.verl_cpu"
+        session.env["VERL_USE_EXTERNAL_MODULES"] = "trinity_rec.without_gpu.verl_workers"
         session.start_ray(gpus=2)
         steps = list(session.run_trinity(path, job_root=tmp_path / "runs", total_steps=STEPS))
     assert [step.number for step in steps] == list(range(1, STEPS + 1))

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from tests.lone_worker import lone_worker_config, lone_worker_environment
 from tests.tiny_model import make_tiny_model
-from tests.verl_cpu import lone_worker_config, lone_worker_environment
 from trinity_rec.objective import Objective
 from trinity_rec.presets import PRESETS
 

@@ -89,7 +89,7 @@ def test_every_example_is_listed_and_found(run):
 
 def test_vllm_stand_in_and_configs_are_inside_and_tests_are_not(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    assert "trinity_rec/vllm_stand_in/vllm/__init__.py" in names
+    assert "trinity_rec/without_gpu/vllm_stand_in/vllm/__init__.py" in names
     for config in ROOT.glob("configs/**/*.yaml"):
         assert f"trinity_rec/{config.relative_to(ROOT)}" in names
     assert all(name.startswith(("trinity_rec/", "trinity_rec-")) for name in names)

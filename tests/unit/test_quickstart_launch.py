@@ -12,20 +12,10 @@ from pathlib import Path
 import pytest
 import ray
 
-from trinity_rec import launch, vllm_stand_in
-from trinity_rec.launch import (
-    UNREACHED_ACTOR,
-    LaunchError,
-    Session,
-    actor_failure,
-    dead_actor,
-    driver_failure,
-    ending,
-    last_error,
-    marked_processes,
-    trained_steps,
-    unreached_actor,
-)
+from trinity_rec.session import LaunchError, Session, last_error, marked_processes, processes, trained_steps
+from trinity_rec.session.logs import UNREACHED_ACTOR, actor_failure, dead_actor, driver_failure, unreached_actor
+from trinity_rec.session.processes import ending
+from trinity_rec.without_gpu import vllm_stand_in
 
 # its child has no parent, a session of its own, and does not hear SIGTERM
 ORPHAN = """
@@ -58,7 +48,7 @@ def test_a_signal_to_the_launcher_ends_what_it_started(tmp_path, number):
     program = f"""
 import sys, time
 from pathlib import Path
-from trinity_rec.launch import Session, signals_as_exit
+from trinity_rec.session import Session, signals_as_exit
 with signals_as_exit(), Session(Path({str(tmp_path)!r})) as session:
     session.spawn("sleeper", [sys.executable, "-c", "import time; time.sleep(99)"])
     print(session.mark, flush=True)
@@ -157,7 +147,7 @@ def test_a_part_that_dies_is_named(tmp_path):
 
 
 def test_a_driver_that_is_followed_no_more_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr(launch, "script", lambda name: [sys.executable, "-c", "import time; time.sleep(99)"])
+    monkeypatch.setattr(processes, "script", lambda name: [sys.executable, "-c", "import time; time.sleep(99)"])
     with Session(tmp_path) as session:
         with pytest.raises(LaunchError, match="trinity run was stuck: no step in 0 s, 0 of 3 done"):
             list(session.run_trinity(tmp_path / "config.yaml", tmp_path, total_steps=3, patience=0.1))
@@ -224,7 +214,7 @@ def test_a_log_without_an_error_has_no_reason():
 
 
 def test_ports_are_free_and_different():
-    assert len(set(launch.free_ports(5))) == 5
+    assert len(set(processes.free_ports(5))) == 5
 
 
 def run_with_stand_in(code: str, *others: Path) -> subprocess.CompletedProcess[str]:

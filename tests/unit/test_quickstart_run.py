@@ -6,9 +6,9 @@ import pytest
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from trinity_rec.launch import LaunchError, TrainedStep
 from trinity_rec.presets import PRESETS
-from trinity_rec.quickstart.run import Options, configure, last_checkpoint, make_room, watch
+from trinity_rec.quickstart.run import Options, configure, last_checkpoint, make_room
+from trinity_rec.session import LaunchError, TrainedStep, watch
 from trinity_rec.shipped import example
 
 EXAMPLE = example("rec_gsm8k/quickstart.yaml")

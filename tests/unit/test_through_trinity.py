@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trinity_rec.lab import through_trinity, training
 from trinity_rec.lab.model import TinyLM
 from trinity_rec.lab.tasks import TASKS
-from trinity_rec.launch import TrainedStep
+from trinity_rec.session import TrainedStep
 from trinity_rec.shipped import shipped
 
 TASK = TASKS[through_trinity.TASK]

@@ -125,9 +125,9 @@ def run_command(
             "name experiments, or choose them by --task, --setting or --figure; see `trinity-rec paper list`"
         )
     experiments = select(names or (), task, setting, figure)
-    from trinity_rec.launch import LaunchError
     from trinity_rec.paper import run as runner
     from trinity_rec.paper.compose import Run, parsed, validated
+    from trinity_rec.session import LaunchError
 
     err, root = stderr(), out.resolve()
     runs = [Run(each, seed, root, parsed(settings or ())) for each in experiments for seed in seeds or [42]]

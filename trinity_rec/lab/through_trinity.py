@@ -39,9 +39,8 @@ from trinity_rec.lab.rates import RATES
 from trinity_rec.lab.tasks import TASKS, Problem, Vocabulary
 from trinity_rec.lab.training import COLUMNS, SETTINGS, VARIANTS, Experiment, Row, train
 from trinity_rec.lab.warm_up import ASSETS
-from trinity_rec.launch import Session, TrainedStep, signals_as_exit
 from trinity_rec.plot.draw import Curve, draw_curves, figure_grid, save, shared_legend
-from trinity_rec.quickstart.run import watch
+from trinity_rec.session import Session, TrainedStep, signals_as_exit, watch
 from trinity_rec.shipped import shipped
 
 TASK, SETTING = "addition", "sync_interval_20"

@@ -24,11 +24,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from trinity_rec.launch import MARK, LaunchError, Session, last_error, script, signals_as_exit
 from trinity_rec.paper.compose import Run
 from trinity_rec.plot.events import LogsError, read_run
 from trinity_rec.plugin.resume import last_checkpoint
-from trinity_rec.quickstart.run import watch
+from trinity_rec.session import MARK, LaunchError, Session, last_error, script, signals_as_exit, watch
 from trinity_rec.terminal import UsageError
 
 PATIENCE = 2 * 3600.0  # seconds without a training step; the first comes after loading the model and an evaluation

@@ -1,4 +1,4 @@
-"""Stand-in for vLLM in text-only runs; see `trinity_rec.vllm_stand_in`. A real vLLM takes its place."""
+"""Stand-in for vLLM in text-only runs; see `trinity_rec.without_gpu.vllm_stand_in`. A real vLLM takes its place."""
 
 import sys
 from importlib.machinery import PathFinder
