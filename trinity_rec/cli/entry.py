@@ -20,8 +20,8 @@ app = typer.Typer(
 )
 
 # In the order of `--help`. Each module is one command: its function `command`, and an example of a call.
-COMMANDS = ("list", "show", "diff", "use", "check", "schema", "quickstart", "serve", "plot", "reproduce")
-COMMANDS += ("examples", "plugin-dir")
+COMMANDS = ("list", "show", "diff", "use", "check", "schema", "quickstart", "serve", "plot", "diagnose")
+COMMANDS += ("reproduce", "examples", "plugin-dir")
 
 for name in COMMANDS:
     module = import_module(f"trinity_rec.cli.{name.replace('-', '_')}")

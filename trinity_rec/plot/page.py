@@ -85,28 +85,24 @@ def write_page(groups: Sequence[Group], pictures: Sequence[Picture], out: Path, 
     shown = [picture for picture in pictures if picture.curves]
     files = [save(picture.draw(styles, smooth), out / f"{_file_name(picture.panel.name)}.png") for picture in shown]
     figures = "\n".join(
-        f'<figure><img alt="{escape(picture.panel.title)} by training step" src="data:image/png;base64,'
-        f'{base64.b64encode(path.read_bytes()).decode()}"><figcaption>{escape(picture.caption(smooth))}</figcaption></figure>'
+        figure(path, f"{picture.panel.title} by training step", picture.caption(smooth))
         for picture, path in zip(shown, files, strict=True)
     )
     page = out / "index.html"
-    page.write_text(
-        _PAGE.format(
-            title=escape(", ".join(group.label for group in groups)),
-            runs=f"{sum(len(group.runs) for group in groups)} runs, {len(groups)} curves",
-            figures=figures,
-            table=_table(shown, groups, styles),
-            last=LAST,
-            missing="".join(f"<p>{escape(line)}</p>" for line in not_logged(pictures)),
-            directories="\n".join(
-                f"<li>{escape(group.label)}: <code>{escape(str(run.directory))}</code>"
-                + "".join(f"<br>{escape(warning)}" for warning in run.warnings)
-                for group in groups
-                for run in group.runs
-            ),
+    body = _BODY.format(
+        runs=f"{sum(len(group.runs) for group in groups)} runs, {len(groups)} curves",
+        figures=figures,
+        table=_table(shown, groups, styles),
+        last=LAST,
+        missing="".join(f"<p>{escape(line)}</p>" for line in not_logged(pictures)),
+        directories="\n".join(
+            f"<li>{escape(group.label)}: <code>{escape(str(run.directory))}</code>"
+            + "".join(f"<br>{escape(warning)}" for warning in run.warnings)
+            for group in groups
+            for run in group.runs
         ),
-        encoding="utf-8",
     )
+    page.write_text(document(", ".join(group.label for group in groups), body), encoding="utf-8")
     return [page, *files]
 
 
@@ -139,32 +135,44 @@ def _table(pictures: Sequence[Picture], groups: Sequence[Group], styles: dict[st
     return "\n".join(lines)
 
 
-_PAGE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-  :root {{ color-scheme: light; }}
-  body {{ margin: 0 auto; padding: 1rem; max-width: 76rem; color: #222; background: #fff;
-         font: 16px/1.5 system-ui, sans-serif; }}
-  h1 {{ font-size: 1.3rem; margin: .5rem 0 0; overflow-wrap: anywhere; }}
-  h2 {{ font-size: 1.05rem; margin: 2rem 0 .5rem; }}
-  .figures {{ display: grid; gap: 1.5rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 32rem), 1fr)); }}
-  figure {{ margin: 0; }}
-  img {{ width: 100%; height: auto; display: block; }}
-  figcaption, .note {{ color: #666; font-size: .85rem; overflow-wrap: anywhere; }}
-  .scroll {{ overflow-x: auto; }}
-  table {{ border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }}
-  th, td {{ padding: .35rem .8rem .35rem 0; text-align: right; border-bottom: 1px solid #e6e6e6; white-space: nowrap; }}
-  th {{ font-weight: 600; vertical-align: bottom; }}
-  tr:first-child th {{ white-space: normal; min-width: 5rem; }}
-  th:first-child {{ text-align: left; }}
-  li {{ overflow-wrap: anywhere; }}
-</style>
-<h1>{title}</h1>
-<p class="note">{runs}. Lines are means over seeds. Bands: three runs or more, the mean's 95 % interval (Student's t);
-two, their span.</p>
+def document(title: str, body: str) -> str:
+    """A page of HTML that needs nothing else."""
+    return (
+        '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>\n{_STYLE}</style>\n<h1>{escape(title)}</h1>\n{body}\n</html>\n"
+    )
+
+
+def figure(path: Path, alt: str, caption: str) -> str:
+    """A picture within the page, with its caption."""
+    image = base64.b64encode(path.read_bytes()).decode()
+    return (
+        f'<figure><img alt="{escape(alt)}" src="data:image/png;base64,{image}">'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+    )
+
+
+_STYLE = """  :root { color-scheme: light; }
+  body { margin: 0 auto; padding: 1rem; max-width: 76rem; color: #222; background: #fff;
+         font: 16px/1.5 system-ui, sans-serif; }
+  h1 { font-size: 1.3rem; margin: .5rem 0 0; overflow-wrap: anywhere; }
+  h2 { font-size: 1.05rem; margin: 2rem 0 .5rem; }
+  .figures { display: grid; gap: 1.5rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 32rem), 1fr)); }
+  figure { margin: 0; }
+  img { width: 100%; height: auto; display: block; }
+  figcaption, .note { color: #666; font-size: .85rem; overflow-wrap: anywhere; }
+  .scroll { overflow-x: auto; }
+  table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
+  th, td { padding: .35rem .8rem .35rem 0; text-align: right; border-bottom: 1px solid #e6e6e6; white-space: nowrap; }
+  th { font-weight: 600; vertical-align: bottom; }
+  tr:first-child th { white-space: normal; min-width: 5rem; }
+  th:first-child { text-align: left; }
+  li { overflow-wrap: anywhere; }
+"""
+
+_BODY = """<p class="note">{runs}. Lines are means over seeds. Bands: three runs or more, the mean's 95 % interval
+(Student's t); two, their span.</p>
 <div class="figures">
 {figures}
 </div>
@@ -178,5 +186,4 @@ two, their span.</p>
 <ul>
 {directories}
 </ul>
-</html>
 """
