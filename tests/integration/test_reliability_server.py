@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
+import resource
 import signal
 import socket
 import subprocess
@@ -35,7 +37,7 @@ CONTEXT = 512  # tokens, of the tiny model
 class Server:
     """A server process, with one session, sampling session and model made by hand."""
 
-    def __init__(self, model_dir: Path, root: Path, **options):
+    def __init__(self, model_dir: Path, root: Path, descriptors: int | None = None, log: Path | None = None, **options):
         self.root = root
         if options:  # of the Python function alone
             options |= {"model_dir": str(model_dir), "root": str(root), "threads": 1, "api_key": KEY}
@@ -44,7 +46,10 @@ class Server:
         else:
             command = [sys.executable, "-m", "trinity_rec.cli", "serve", f"--model={model_dir}", f"--root={root}"]
             command += ["--port=0", "--threads=1", f"--api-key={KEY}"]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        if descriptors is not None:
+            command = ["sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh", *command]
+        with contextlib.nullcontext() if log is None else log.open("w") as stderr:
+            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
         self.url = self.process.stdout.readline().strip()
         assert self.url, "the server did not start"
         limits = httpx.Limits(max_connections=None)
@@ -357,11 +362,12 @@ def test_it_listens_on_loopback_unless_it_is_told_otherwise(server):
 # ---- clients that are slow, gone, or many ----
 
 
-def raw(server: Server, head: str, body: bytes = b"") -> socket.socket:
+def raw(server: Server, head: str, body: bytes = b"", key: bool = True) -> socket.socket:
     """A connection on which a request has begun, and no more."""
     host, _, port = server.url.removeprefix("http://").partition(":")
     connection = socket.create_connection((host, int(port)))
-    connection.sendall(f"{head}\r\nHost: {host}\r\nX-API-Key: {KEY}\r\n".encode() + body)
+    keys = f"X-API-Key: {KEY}\r\n" if key else ""
+    connection.sendall(f"{head}\r\nHost: {host}\r\n{keys}".encode() + body)
     return connection
 
 
@@ -401,6 +407,85 @@ def test_a_body_that_takes_too_long_is_refused(model_dir, tmp_path):
         connection.close()
     server.serves()
     assert server.stop() == 0
+
+
+HALF = {
+    "headers": b"",
+    "headers, no key": b"X-Nothing: \r\n",
+    "body": b"Content-Length: 1000\r\n\r\n{",
+    "body, no key": b"Content-Length: 1000\r\n\r\n{",
+}
+
+
+def test_1100_half_sent_requests_at_a_time_stop_nobody_at_1024_descriptors(model_dir, tmp_path):
+    server = Server(model_dir, tmp_path / "weights", 1024, tmp_path / "log", header_seconds=5, body_seconds=20)
+    slow = raw(server, "POST /api/v1/asample HTTP/1.1", b"Content-Length: 1000\r\n\r\n{")
+    pending = server.sample(num_samples=16, sampling_params={"max_tokens": 200}, seq_id=1)
+    for kind, body in HALF.items():
+        half = [raw(server, "POST /api/v1/asample HTTP/1.1", body, key="no key" not in kind) for _ in range(1100)]
+        with contextlib.suppress(OSError):  # in the loop: another byte each time, until it has to go
+            slow.sendall(b" ")
+        started = time.monotonic()
+        for _ in range(3):
+            with httpx.Client(base_url=server.url, headers={"X-API-Key": KEY}, timeout=10) as newcomer:
+                assert newcomer.post("/api/v1/create_session", json={}).status_code == 200
+        server.serves(seconds=10)
+        assert time.monotonic() - started < 15
+        for connection in half:
+            connection.close()
+    assert "protobuf" in server.fetch(pending)
+    assert psutil.Process(server.process.pid).num_fds() < 1024
+    assert server.stop() == 0
+    assert (tmp_path / "log").stat().st_size < 2000
+
+
+def test_headers_that_take_too_long_end_the_connection(model_dir, tmp_path):
+    server = Server(model_dir, tmp_path / "weights", header_seconds=1)
+    start = time.monotonic()
+    silent = socket.create_connection(httpx.URL(server.url).netloc.decode().split(":"))
+    half = raw(server, "POST /api/v1/asample HTTP/1.1")
+    second = socket.create_connection(httpx.URL(server.url).netloc.decode().split(":"))  # after a whole request
+    second.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert second.recv(1000).startswith(b"HTTP/1.1 200")
+    second.sendall(b"GET /healthz HTTP/1.1\r\nX-Slow: ")
+    for connection in (silent, half, second):
+        connection.settimeout(15)
+        with contextlib.suppress(ConnectionResetError):
+            assert connection.recv(1000) == b""
+    assert 0.9 < time.monotonic() - start < 15
+    server.serves()
+    assert server.stop() == 0
+
+
+def test_when_nothing_can_be_accepted_the_log_says_so_once(model_dir, tmp_path):
+    server = Server(model_dir, tmp_path / "weights", log=tmp_path / "log")
+    used = psutil.Process(server.process.pid).num_fds()
+    _, most = resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (used + 20, most))
+    half = [raw(server, "POST /api/v1/asample HTTP/1.1") for _ in range(60)]
+    time.sleep(3)  # asyncio tries again every second
+    resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (most, most))
+    for connection in half:
+        connection.close()
+    server.serves()
+    assert server.stop() == 0
+    assert (tmp_path / "log").read_text().count("no connection can be accepted") == 1
+    assert len((tmp_path / "log").read_text().splitlines()) < 5
+
+
+def test_on_loopback_it_answers_to_loopback_names_only(server):
+    port = httpx.URL(server.url).port
+    for host, wanted in {
+        **dict.fromkeys(
+            ("localhost", f"localhost:{port}", "127.0.0.1", f"127.0.0.1:{port}", "[::1]:80", "LocalHost"), 200
+        ),
+        **dict.fromkeys(
+            ("example.com", f"evil.example:{port}", "127.0.0.1.evil.example", "192.168.0.1", "", "[", "x" * 300), 403
+        ),
+    }.items():
+        answer = httpx.get(f"{server.url}/healthz", headers={"Host": host})
+        assert answer.status_code == wanted, host
+        assert wanted == 200 or "loopback" in answer.json()["detail"]
 
 
 def test_memory_is_bounded_under_500_requests_at_a_time(server):

@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,13 +22,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from trinity_rec.tinker_local import wire
 from trinity_rec.tinker_local.backend import Backend
+from trinity_rec.tinker_local.connections import ACCEPTED_AT_A_TIME, Connection, Door, quiet_about_accept
 from trinity_rec.tinker_local.errors import RequestError, ServeError
 from trinity_rec.tinker_local.model import device_memory, load
 from trinity_rec.tinker_local.weights import WeightStore
 
 LONG_POLL_SECONDS = 30.0  # the SDK's own timeout is 45
+BACKLOG = 2048  # connections that wait for being accepted
 CLOSE_SECONDS = 10  # for clients to fetch what they wait for, when the server stops
 KEEP_ALIVE_SECONDS = 60  # well above the SDK's 5: who reuses a connection just as it is closed gets an error
+HEADER_SECONDS = 20.0  # for a request's headers to arrive
 BODY_SECONDS = 120.0  # for a request's body to arrive
 RECEIVING = 8 * wire.MAX_BODY  # bytes of the bodies that are arriving or being read
 
@@ -44,6 +48,7 @@ def serve(
     graph_budget_mb: int | None = None,
     bf16: bool = False,
     api_key: str | None = None,
+    header_seconds: float = HEADER_SECONDS,
     body_seconds: float = BODY_SECONDS,
     ready: Callable[[str], None] | None = None,
 ) -> None:
@@ -63,7 +68,7 @@ def serve(
             a quarter of the device's. What does not fit is computed twice.
         bf16: compute the model's layers in bfloat16, which rounds logprobs by about a hundredth.
         api_key: what clients must send as X-API-Key (the SDK's TINKER_API_KEY; it insists on a leading `tml-`).
-        body_seconds: how long a request's body may take to arrive.
+        header_seconds, body_seconds: how long a request's headers and its body may take to arrive.
         ready: called with the base URL once requests are accepted.
 
     Raises:
@@ -87,20 +92,24 @@ def serve(
         budget = device_memory(served.device) / 4 if graph_budget_mb is None else graph_budget_mb * 2**20
         backend = Backend(served, store, max_rows, budget)
         address = f"[{host}]" if ":" in host else host
-        app = make_app(backend, api_key, body_seconds)
-        server = _Server(backend, app, lambda: ready and ready(f"http://{address}:{listener.getsockname()[1]}"))
+        app = make_app(backend, api_key, body_seconds, _is_loopback(host))
+        door = Door(header_seconds, read_seconds=body_seconds)
+        server = _Server(backend, app, door, lambda: ready and ready(f"http://{address}:{listener.getsockname()[1]}"))
         asyncio.run(server.serve(sockets=[listener]))
 
 
 class _Server(uvicorn.Server):
     """Uvicorn, which announces itself, lets running work end before it closes, and exits with 0 on a signal."""
 
-    def __init__(self, backend: Backend, app: FastAPI, announce: Callable[[], None]):
+    def __init__(self, backend: Backend, app: FastAPI, door: Door, announce: Callable[[], None]):
         self._backend, self._announce = backend, announce
         super().__init__(
             uvicorn.Config(
                 app,
-                log_level="warning",
+                http=partial(Connection, door),
+                ws="none",
+                backlog=ACCEPTED_AT_A_TIME,
+                log_level="error",  # uvicorn warns of every malformed request
                 access_log=False,
                 lifespan="off",
                 timeout_graceful_shutdown=CLOSE_SECONDS,
@@ -109,7 +118,10 @@ class _Server(uvicorn.Server):
         )
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().set_exception_handler(quiet_about_accept())
         await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(BACKLOG)  # in the kernel; uvicorn's backlog is also what is accepted at a time
         gc.freeze()  # the libraries' million objects: no collection need look at them, not even the one at exit
         self._announce()
 
@@ -149,6 +161,11 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def _without_port(host: str) -> str:
+    """`127.0.0.1:80` and `[::1]:80` without what follows."""
+    return host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0].lower()
+
+
 def _listen(host: str, port: int) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -166,11 +183,11 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def make_app(backend: Backend, api_key: str | None, body_seconds: float) -> FastAPI:
+def make_app(backend: Backend, api_key: str | None, body_seconds: float, loopback: bool) -> FastAPI:
     """The application: routes, limits and errors."""
     app = FastAPI(title="trinity-rec tinker_local", docs_url=None, redoc_url=None, openapi_url=None)
     app.include_router(_routes(backend), prefix="/api/v1")
-    app.add_middleware(_Gate, api_key=api_key, body_seconds=body_seconds)
+    app.add_middleware(_Gate, api_key=api_key, body_seconds=body_seconds, loopback=loopback)
 
     @app.exception_handler(RequestError)
     async def refuse(_: Request, error: RequestError) -> JSONResponse:
@@ -193,11 +210,12 @@ def make_app(backend: Backend, api_key: str | None, body_seconds: float) -> Fast
 
 class _Gate:
     """Nobody without the key comes in, nothing larger than the limit, and nobody who keeps the door open: bodies must
-    arrive in time and may not take more than `RECEIVING` bytes together.
+    arrive in time and may not take more than `RECEIVING` bytes together. A server on `loopback` answers only who asks
+    for it by a loopback name: a web page, whose own name a browser can be told to look up as 127.0.0.1, does not.
     """
 
-    def __init__(self, app: ASGIApp, api_key: str | None, body_seconds: float):
-        self._app, self._key, self._body_seconds = app, api_key, body_seconds
+    def __init__(self, app: ASGIApp, api_key: str | None, body_seconds: float, loopback: bool):
+        self._app, self._key, self._body_seconds, self._loopback = app, api_key, body_seconds, loopback
         self._received = 0  # bytes of all requests that are not answered yet
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -207,8 +225,11 @@ class _Gate:
         limit = wire.MAX_BODY if scope["path"].endswith("/forward_backward") else wire.MAX_JSON
         too_large = f"the body is larger than {limit} bytes"
         sent_key, length = headers.get(b"x-api-key", b""), headers.get(b"content-length", b"")
+        host = headers.get(b"host", b"").decode("latin-1")
         refusal = None
-        if self._key and scope["path"] != "/healthz" and not hmac.compare_digest(sent_key, self._key.encode()):
+        if self._loopback and not _is_loopback(_without_port(host)):
+            refusal = JSONResponse({"detail": f"Host {host[:200]!r} is not a name of this machine's loopback"}, 403)
+        elif self._key and scope["path"] != "/healthz" and not hmac.compare_digest(sent_key, self._key.encode()):
             refusal = JSONResponse({"detail": "wrong or missing API key"}, 401)
         elif length.isdigit() and int(length) > limit:
             refusal = JSONResponse({"detail": too_large}, 413)
