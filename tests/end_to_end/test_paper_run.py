@@ -19,9 +19,10 @@ from trinity_rec.paper.compose import Run, parsed
 from trinity_rec.paper.experiments import EXPERIMENTS
 from trinity_rec.paper.results import logged
 from trinity_rec.paper.results import row as results_row
-from trinity_rec.paper.run import Progress, bench, evaluated_steps
+from trinity_rec.paper.run import Progress, bench
 from trinity_rec.quickstart.run import ASSETS
 from trinity_rec.session import LaunchError, Session, trained_steps
+from trinity_rec.session.bench import evaluated_steps
 
 EXPERIMENT = "gsm8k/sync_interval_20/rec_oneside_nois_wide"
 STEPS = 4
@@ -32,7 +33,7 @@ def tasks(tmp_path_factory):
     """Sums in GSM8K's shape, the held-out ones as its test split."""
     folder = tmp_path_factory.mktemp("tasks")
     (folder / "train.jsonl").write_bytes((ASSETS / "tasks" / "train.jsonl").read_bytes())
-    held_out = (ASSETS / "tasks" / "held_out.jsonl").read_text().splitlines(keepends=True)
+    held_out = (ASSETS / "tasks" / "test.jsonl").read_text().splitlines(keepends=True)
     (folder / "test.jsonl").write_text("".join(held_out[:8]))
     return folder
 

@@ -41,7 +41,7 @@ def test_it_can_add_but_seldom_says_so(model, tokenizer):
 def test_the_shipped_problems_are_those_of_the_split():
     split = split_problems()
     assert read_jsonl(ASSETS / "tasks" / "train.jsonl") == [p.to_gsm8k() for p in split.train]
-    assert read_jsonl(ASSETS / "tasks" / "held_out.jsonl") == [p.to_gsm8k() for p in split.held_out]
+    assert read_jsonl(ASSETS / "tasks" / "test.jsonl") == [p.to_gsm8k() for p in split.held_out]
 
 
 def test_the_tokenizer_takes_any_text_and_splits_digits(tokenizer):

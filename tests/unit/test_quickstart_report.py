@@ -11,6 +11,7 @@ from trinity_rec.quickstart.report import Summary, draw
 
 SUMMARY = Summary(
     algorithm="rec_ring_nois",
+    backend="local",
     steps=3,
     sync_interval=2,
     accuracy_before=0.25,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -18,12 +18,20 @@ def command(
     sync_interval: Annotated[
         int | None, typer.Option(min=1, help="Steps between new weights for the rollouts; the YAML's by default.")
     ] = None,
-    out_dir: Annotated[Path, typer.Option("--out", help="Where results and logs go.")] = Path("runs/quickstart"),
+    out_dir: Annotated[
+        Path | None,
+        typer.Option("--out", help="Where results and logs go; runs/quickstart, or runs/quickstart-vllm, by default."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seeds the sampling.")] = 42,
+    backend: Annotated[
+        Literal["local", "vllm"],
+        typer.Option(help="What samples and trains: a Tinker server of our own, or vLLM and verl on the CPU."),
+    ] = "local",
 ) -> None:
     """Train a small model on this machine, without a GPU, and report its held-out accuracy before and after."""
     if algorithm is not None:
         algorithm = preset_named(algorithm).name
+    out_dir = out_dir or Path("runs", "quickstart" if backend == "local" else f"quickstart-{backend}")
     run = needs_extra("local", "trinity_rec.quickstart.run")
-    summary = run.quickstart(out_dir, run.Options(algorithm, steps, sync_interval, seed), stderr())
+    summary = run.quickstart(out_dir, run.Options(algorithm, steps, sync_interval, seed, backend), stderr())
     stdout().print(summary.table(out_dir))

@@ -25,14 +25,14 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from trinity_rec.paper.compose import Run
-from trinity_rec.plot.events import LogsError, read_run
 from trinity_rec.plugin.resume import last_checkpoint
 from trinity_rec.session import MARK, LaunchError, Session, last_error, script, signals_as_exit, watch
+from trinity_rec.session.bench import ROLE as BENCH_ROLE
+from trinity_rec.session.bench import evaluated_steps
 from trinity_rec.terminal import UsageError
 
 PATIENCE = 2 * 3600.0  # seconds without a training step; the first comes after loading the model and an evaluation
 RAY_PATIENCE = 120.0  # seconds for `ray status`
-BENCH_ROLE = "benchmark"  # what Trinity calls its explorer in `mode: bench`
 
 
 @dataclass(frozen=True)
@@ -83,16 +83,6 @@ def progress(run: Run, config: Any) -> Progress:
         evaluated=frozenset(evaluated_steps(run.directory)),
         benches=not config.model.tinker.enable and bool(config.buffer.explorer_input.eval_tasksets),
     )
-
-
-def evaluated_steps(directory: Path) -> set[int]:
-    """The steps that `mode: bench` has logged results of."""
-    try:
-        logged = read_run(directory).roles.get(BENCH_ROLE, {})
-    except LogsError:
-        return set()
-    finished = [series for tag, series in logged.items() if tag.startswith("bench/") and "/finished_task" in tag]
-    return {int(step) for series in finished for step in series.steps}
 
 
 def missing(config: Any) -> list[str]:

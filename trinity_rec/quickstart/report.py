@@ -14,9 +14,13 @@ from trinity_rec.plot.draw import AFTER, BEFORE, INK, LINE, Curve, Style, draw_c
 
 @dataclass(frozen=True)
 class Summary:
-    """`accuracy_*`: sampled, on held-out problems, 0 to 1; `reward_by_step[i]`: mean over the batch of step i + 1."""
+    """`accuracy_*`: sampled, on held-out problems, 0 to 1; `reward_by_step[i]`: mean over the batch of step i + 1.
+
+    `backend` is what sampled and trained: `local`, or `vllm` for vLLM and verl.
+    """
 
     algorithm: str
+    backend: str
     steps: int
     sync_interval: int
     accuracy_before: float
@@ -33,6 +37,7 @@ class Summary:
         table.add_column(style="dim")
         table.add_column()
         table.add_row("algorithm", self.algorithm)
+        table.add_row("backend", self.backend)
         table.add_row(
             "held-out accuracy",
             f"[bold]{self.accuracy_before:.1%} → {self.accuracy_after:.1%}[/] ({gain:+.1f} points)",

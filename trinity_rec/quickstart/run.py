@@ -1,15 +1,17 @@
-"""The quickstart, start to finish: held-out accuracy, the real `trinity run`, held-out accuracy again.
+"""The quickstart, start to finish: held-out accuracy before, the real `trinity run`, held-out accuracy after.
 
-All that is special to it lies in `examples/rec_gsm8k/quickstart.yaml`; this file gives that YAML its model, its
-problems, a backend and a place to write, and watches.
+All that is special to it lies in `examples/rec_gsm8k/quickstart.yaml` and `quickstart_vllm.yaml`; this file gives the
+YAML its model, its problems, what it runs on and a place to write, and watches.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -17,12 +19,18 @@ from rich.console import Console
 from trinity_rec.quickstart.report import Summary, draw
 from trinity_rec.quickstart.tasks import read_jsonl
 from trinity_rec.session import LaunchError, Session, doing, signals_as_exit, watch
+from trinity_rec.session.bench import accuracies
+from trinity_rec.session.run import ANY_PORT, SERVER, bench, load, prepare, require
 from trinity_rec.shipped import example
+
+if TYPE_CHECKING:
+    from trinity_rec.quickstart.evaluation import Evaluator
 
 ASSETS = Path(__file__).parent / "assets"
 SAMPLES = 8  # a held-out problem
 MADE_BY = "quickstart.lock"  # says that a directory is a quickstart's, to be replaced by the next one
-PRODUCTS = ("logs", "trinity", "weights", "config.yaml", "summary.json", "reward.png")
+BACKENDS = {"local": "rec_gsm8k/quickstart.yaml", "vllm": "rec_gsm8k/quickstart_vllm.yaml"}
+PRODUCTS = ("logs", "trinity", "weights", "config.yaml", "bench.yaml", "summary.json", "reward.png")
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,7 @@ class Options:
     steps: int | None = None
     sync_interval: int | None = None
     seed: int = 42
+    backend: str = "local"
 
 
 def quickstart(out: Path, options: Options, console: Console) -> Summary:
@@ -42,39 +51,33 @@ def quickstart(out: Path, options: Options, console: Console) -> Summary:
         LaunchError: a part did not start, or `trinity run` trained fewer steps than asked for.
     """
     started = time.monotonic()
+    # The YAML reads these, here as in the processes of the run.
+    os.environ |= {"TRINITY_REC_MODEL": str(ASSETS / "model"), "TRINITY_REC_TASKS": str(ASSETS / "tasks")}
+    os.environ["TRINITY_REC_RUN_DIR"] = str(out.resolve())
+    os.environ[SERVER] = ANY_PORT
+    require(load(example(BACKENDS[options.backend])))
     out = make_room(out)
     config_path, config = configure(out, options)
     algorithm = config.algorithm.algorithm_type.removeprefix("trinity_rec.")
     steps, sync_interval = config.trainer.total_steps, config.synchronizer.sync_interval
     with signals_as_exit(), Session(out / "logs") as session:
-        session.env |= {
-            "TRINITY_REC_RUN_DIR": str(out),
-            "TRINITY_REC_MODEL": str(ASSETS / "model"),
-            "TRINITY_REC_TASKS": str(ASSETS / "tasks"),
-        }
-        with doing(console, "starting Ray and the local backend"):
-            session.start_ray()
-            session.start_server(ASSETS / "model", root=out / "weights")
-            session.env["TRINITY_REC_BASE_URL"] = session.base_url
-        with doing(console, "sampling the held-out problems"):
-            from trinity_rec.quickstart.evaluation import Evaluator
-
-            evaluator = Evaluator(
-                session.base_url,
-                session.env["TINKER_API_KEY"],
-                ASSETS / "model",
-                read_jsonl(ASSETS / "tasks" / "held_out.jsonl"),
-                SAMPLES,
-                options.seed,
-            )
-            before = evaluator.untrained()
-        console.print(f"held-out accuracy before: {before:.1%}; now {steps} steps of {algorithm}")
+        with doing(console, "starting Ray" + (" and the local backend" if options.backend == "local" else "")):
+            prepare(session, load(config_path), out / "weights")
+        if options.backend == "local":
+            evaluator = tinker_evaluator(session, options.seed)
+            with doing(console, "sampling the held-out problems"):
+                before = evaluator.untrained()
+            console.print(f"held-out accuracy before: {before:.1%}; now {steps} steps of {algorithm}")
         trained = session.run_trinity(config_path, job_root=out / "trinity", total_steps=steps)
         rewards = [step.reward for step in watch(trained, steps, console)]
         with doing(console, "sampling the held-out problems"):
-            after = evaluator.trained(last_checkpoint(out / "trinity", steps))
+            if options.backend == "local":
+                after = evaluator.trained(last_checkpoint(out / "trinity", steps))
+            else:
+                before, after = benched(session, config, out, steps)
     summary = Summary(
         algorithm=algorithm,
+        backend=options.backend,
         steps=len(rewards),
         sync_interval=sync_interval,
         accuracy_before=before,
@@ -107,7 +110,7 @@ def make_room(out: Path) -> Path:
 
 def configure(out: Path, options: Options) -> tuple[Path, DictConfig]:
     """The YAML to run: the example itself or, where an option differs from it, a changed copy in `out`."""
-    path = example("rec_gsm8k/quickstart.yaml")
+    path = example(BACKENDS[options.backend])
     config = OmegaConf.load(path)
     changes: dict[str, object] = {}
     if options.algorithm and f"trinity_rec.{options.algorithm}" != config.algorithm.algorithm_type:
@@ -126,6 +129,23 @@ def configure(out: Path, options: Options) -> tuple[Path, DictConfig]:
         path = out / "config.yaml"
         OmegaConf.save(config, path)
     return path, config
+
+
+def tinker_evaluator(session: Session, seed: int) -> Evaluator:
+    from trinity_rec.quickstart.evaluation import Evaluator
+
+    held_out = read_jsonl(ASSETS / "tasks" / "test.jsonl")
+    return Evaluator(session.base_url, session.env["TINKER_API_KEY"], ASSETS / "model", held_out, SAMPLES, seed)
+
+
+def benched(session: Session, config: DictConfig, out: Path, steps: int) -> tuple[float, float]:
+    """Held-out accuracy of the initial model and of the last checkpoint, by Trinity's `mode: bench`."""
+    config = OmegaConf.merge(config, {"mode": "bench", "explorer": {"eval_on_startup": True}})
+    path, job = out / "bench.yaml", out / "trinity" / config.name
+    OmegaConf.save(config, path)
+    bench(session, path, job)
+    accuracy = accuracies(job, "held_out", SAMPLES)
+    return accuracy[0], accuracy[steps]
 
 
 def last_checkpoint(job_root: Path, steps: int) -> str:

@@ -154,7 +154,7 @@ def accuracy(
 
 
 def build_assets(out: Path, steps: int = 1500, noisy_steps: int = 700, seed: int = 0) -> dict[str, float]:
-    """Make `out/model` and `out/tasks/{train,held_out}.jsonl`; returns and stores what the model can do."""
+    """Make `out/model` and `out/tasks/{train,test}.jsonl`; returns and stores what the model can do."""
     split, tokenizer = split_problems(), build_tokenizer()
     model = build_model(tokenizer, seed)
     train(model, tokenizer, split.warm_up, noise=0.0, steps=steps, batch=128, lr=3e-3, seed=seed)
@@ -170,7 +170,7 @@ def build_assets(out: Path, steps: int = 1500, noisy_steps: int = 700, seed: int
     model.save_pretrained(out / "model")
     tokenizer.save_pretrained(out / "model")
     write_jsonl(split.train, out / "tasks" / "train.jsonl")
-    write_jsonl(split.held_out, out / "tasks" / "held_out.jsonl")
+    write_jsonl(split.held_out, out / "tasks" / "test.jsonl")
     (out / "model" / "model.safetensors").chmod(0o644)
     (out / "card.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
     return card

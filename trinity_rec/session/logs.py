@@ -29,10 +29,12 @@ class TrainedStep:
         return float(self.metrics.get("critic/rewards/mean", "nan"))
 
 
-def trained_steps(job_root: Path, earlier: Mapping[Path, int] | None = None) -> list[TrainedStep]:
-    """The steps in the trainer's own log, in order; `earlier` as in `since`."""
+def trained_steps(
+    job_root: Path, earlier: Mapping[Path, int] | None = None, role: str = "trainer"
+) -> list[TrainedStep]:
+    """The steps in the trainer's own log, or the explorer's, in order; `earlier` as in `since`."""
     steps = []
-    for log in job_root.glob("**/log/trainer.log"):
+    for log in job_root.glob(f"**/log/{role}.log"):
         for line in since(log, earlier).splitlines():
             if found := STEP_LINE.search(line):
                 steps.append(

@@ -135,10 +135,13 @@ class Session:
         )
         self.wait_until(lambda: "Ray runtime started" in self.log("ray"), head, "ray", timeout)
 
-    def start_server(self, model_dir: Path, root: Path, timeout: float = 180, **options: str | int | bool) -> None:
+    def start_server(
+        self, model_dir: Path, root: Path, port: int = 0, timeout: float = 180, **options: str | int | bool
+    ) -> None:
         """The local Tinker backend for `model_dir`, with its weights under `root`; sets `base_url`.
 
-        `options` are those of `trinity-rec serve`, `max_rows=64` for `--max-rows=64` and `bf16=True` for `--bf16`.
+        `options` are those of `trinity-rec serve`, `max_rows=64` for `--max-rows=64` and `bf16=True` for `--bf16`; port
+        0 takes a free one.
         """
         self.env["TRINITY_REC_API_KEY"] = self.env["TINKER_API_KEY"]
         given = {f"--{name.replace('_', '-')}": value for name, value in options.items() if value is not False}
@@ -147,14 +150,14 @@ class Session:
             "server",
             [
                 *[sys.executable, "-m", "trinity_rec.cli", "serve", f"--model={model_dir}", f"--root={root}"],
-                *[f"--host={LOOPBACK}", "--port=0", *flags],
+                *[f"--host={LOOPBACK}", f"--port={port}", *flags],
             ],
         )
         self.wait_until(lambda: SERVER_URL.search(self.log("server")), server, "server", timeout)
         self.base_url = SERVER_URL.search(self.log("server"))[0]
 
     def run_trinity(
-        self, config: Path, job_root: Path, total_steps: int, patience: float = 300
+        self, config: Path, job_root: Path, total_steps: int, patience: float = 300, role: str = "trainer"
     ) -> Iterator[TrainedStep]:
         """Run `trinity run --config` and yield each training step as it is reported, a resumed run's own steps only.
 
@@ -166,6 +169,7 @@ class Session:
             job_root: where the YAML's `checkpoint_root_dir` points; Trinity's own logs are looked for below it.
             total_steps: the last step that the YAML asks for.
             patience: seconds without a new step after which the run counts as stuck.
+            role: whose steps are counted; `explorer` in a run that does not train.
 
         Raises:
             LaunchError: the last step that was trained is not `total_steps`; says why, from Trinity's logs.
@@ -173,7 +177,7 @@ class Session:
         earlier = {log: log.stat().st_size for log in job_root.glob("**/log/*.log")}
         process = self.spawn("trinity", [*script("trinity"), "run", "--config", str(config)])
         try:
-            yield from self._follow(process, job_root, earlier, total_steps, patience)
+            yield from self._follow(process, job_root, earlier, total_steps, patience, role)
         finally:
             if process.poll() is None:  # Ray ends the actors of a driver that has died
                 process.kill()
@@ -186,11 +190,12 @@ class Session:
         earlier: Mapping[Path, int],
         total_steps: int,
         patience: float,
+        role: str,
     ) -> Iterator[TrainedStep]:
         seen, done, last = 0, 0, time.monotonic()
         while True:
             ended = process.poll() is not None
-            steps = trained_steps(job_root, earlier)
+            steps = trained_steps(job_root, earlier, role)
             for step in steps[seen:]:
                 seen, done, last = seen + 1, step.number, time.monotonic()
                 yield step

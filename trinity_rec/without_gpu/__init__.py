@@ -18,14 +18,15 @@ from pathlib import Path
 ASKED = "TRINITY_REC_WITHOUT_GPU"  # vLLM's entry points are found wherever this package is installed
 
 
-def environment(env: Mapping[str, str], scratch: Path) -> dict[str, str]:
+def environment(env: Mapping[str, str], scratch: Path, engine: bool = True) -> dict[str, str]:
     """The variables that a run with vLLM and verl on this machine's CPU needs.
 
     Args:
         env: of the run so far.
         scratch: a directory of the run for what it needs on its path.
+        engine: whether vLLM takes part; else it need not be installed.
     """
-    path = [str(describe_vllm(scratch)), *filter(None, [env.get("PYTHONPATH")])]
+    path = [*([str(describe_vllm(scratch))] if engine else []), *filter(None, [env.get("PYTHONPATH")])]
     modules = [*filter(None, [env.get("VERL_USE_EXTERNAL_MODULES")]), f"{__name__}.verl_workers"]
     return {
         ASKED: "1",
