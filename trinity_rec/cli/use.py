@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from trinity_rec.terminal import complete_preset, stderr, stdout
+from trinity_rec.terminal import UsageError, complete_preset, stderr, stdout
 
 EXAMPLE = "trinity-rec use rec_oneside_nois gsm8k.yaml --set epsilon_high=2.0 -o rec.yaml"
 
@@ -40,6 +40,7 @@ def command(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write here; CONFIG itself by default.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the difference.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Write over a file without asking.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Switch a YAML of another kind of training too.")] = False,
 ) -> None:
     """Switch a YAML to a preset. Only its algorithm section is rewritten; the difference is shown first.
 
@@ -47,12 +48,19 @@ def command(
     that mean the same in the new one. Goes: what makes up the objective (policy loss, advantage, KL, entropy, their
     arguments, loss_agg_mode) and a sample strategy of Trinity's.
 
+    A YAML whose training is not group-relative RL (SFT, DPO, a critic, distillation, ...) is refused with the reason.
     Asks before it writes over a file, where there is a terminal to ask on.
     """
-    from trinity_rec.yaml.document import Document
+    from trinity_rec.yaml.document import Document, dotted
     from trinity_rec.yaml.rewrite import parse_settings, switch, write
+    from trinity_rec.yaml.source import objections
 
     document = Document.read(config)
+    for objection in objections(document):
+        reason = f"{config}:{document.line(objection.keys)}: {dotted(objection.keys)}: {objection.reason}"
+        if not force:
+            raise UsageError(f"{reason}; a preset would train something else (--force switches it all the same)")
+        stderr().print(f"[yellow]forced:[/] {escape(reason)}")
     switched = switch(document, preset, parse_settings(settings or []))
     target = output or config
     show_difference(document.text, switched.text, str(config), str(target))

@@ -20,8 +20,9 @@ from typing import Any
 
 from trinity_rec.presets import PRESETS
 from trinity_rec.terminal import UsageError, closest, did_you_mean
-from trinity_rec.yaml.document import Document, Key
+from trinity_rec.yaml.document import Document, Key, dotted
 from trinity_rec.yaml.effective import trinity_warnings
+from trinity_rec.yaml.source import unreadable_buffer
 from trinity_rec.yaml.summary import Summary, summarise
 from trinity_rec.yaml.translate import COUNTERPARTS, MODES, nearest
 
@@ -120,6 +121,9 @@ class _Check:
             ours = self._resolve_algorithm(config)
             if ours is not None:
                 self._plugin_check(config)
+                buffer = config.buffer.trainer_input.experience_buffer
+                if config.mode == "train" and buffer and (problem := unreadable_buffer(buffer.storage_type)):
+                    self.add(ERROR, ("buffer", "trainer_input", "experience_buffer", "storage_type"), problem)
             else:
                 _fill_in_defaults(config)
             self._trinity_checks(config)
@@ -406,11 +410,6 @@ def _blank() -> Any:
     from trinity.common.config import Config
 
     return OmegaConf.structured(Config)
-
-
-def dotted(keys: tuple[Key, ...]) -> str:
-    """As OmegaConf writes a path: buffer.explorer_input.eval_tasksets[0].path."""
-    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).removeprefix(".")
 
 
 def parsed_key(key: str) -> Iterator[Key]:

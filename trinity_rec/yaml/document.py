@@ -22,6 +22,11 @@ _LARGEST_FILE = 2**20  # bytes
 _LARGEST_TREE = 100_000  # values, with what aliases repeat
 
 
+def dotted(keys: Sequence[Key]) -> str:
+    """As OmegaConf writes a path: buffer.explorer_input.eval_tasksets[0].path."""
+    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).removeprefix(".")
+
+
 @dataclass(frozen=True)
 class Document:
     """One YAML file.

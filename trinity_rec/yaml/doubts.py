@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from trinity_rec.commands import arguments
+from trinity_rec.yaml.document import Key
 from trinity_rec.yaml.summary import ROLLOUT_MODES, TRAINING_MODES, Summary
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 class Doubt:
     """One doubtful setting: the path of the key, what may go wrong, and what to do."""
 
-    keys: tuple[str, ...]
+    keys: tuple[Key, ...]
     message: str
     suggestion: str = ""
 
@@ -258,6 +259,31 @@ def _strategies(case: Case) -> Iterator[Doubt]:
         )
 
 
+def _data_that_nobody_reads(case: Case) -> Iterator[Doubt]:
+    trainer, strategy = case.config.buffer.trainer_input, case.config.algorithm.sample_strategy or ""
+    if trainer.auxiliary_buffers and strategy.startswith("trinity_rec."):
+        yield Doubt(
+            ("buffer", "trainer_input", "auxiliary_buffers"),
+            f"{', '.join(trainer.auxiliary_buffers)}: {strategy} reads the experience buffer alone",
+            "remove them, or name a sample_strategy that mixes them in",
+        )
+    explorer = case.config.buffer.explorer_input
+    places = [(("default_workflow_type",), explorer.default_workflow_type)]
+    if explorer.taskset is not None:
+        places.append((("taskset", "default_workflow_type"), explorer.taskset.default_workflow_type))
+    places += [
+        (("tasksets", index, "default_workflow_type"), each.default_workflow_type)
+        for index, each in enumerate(explorer.tasksets)
+    ]
+    for keys, workflow in places:
+        if workflow and "distill" in workflow:
+            yield Doubt(
+                ("buffer", "explorer_input", *keys),
+                f"{workflow} asks a teacher for log-probabilities, which this objective does not read",
+                "a workflow that gives rewards",
+            )
+
+
 def _several_stages(case: Case) -> Iterator[Doubt]:
     for number, stage in enumerate(case.config.stages):
         if stage.algorithm is not None:
@@ -279,6 +305,7 @@ RULES: tuple[Callable[[Case], Iterator[Doubt]], ...] = (
     _recomputed_logprobs,
     _balance_of_rollouts,
     _strategies,
+    _data_that_nobody_reads,
     _several_stages,
 )
 
