@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 ASSETS = Path(__file__).parent / "assets"
 SAMPLES = 8  # a held-out problem
+PATIENCE = 900  # seconds without a step; on a busy machine vLLM and verl take minutes to start
 MADE_BY = "quickstart.lock"  # says that a directory is a quickstart's, to be replaced by the next one
 BACKENDS = {"local": "rec_gsm8k/quickstart.yaml", "vllm": "rec_gsm8k/quickstart_vllm.yaml"}
 PRODUCTS = ("logs", "trinity", "weights", "config.yaml", "bench.yaml", "summary.json", "reward.png")
@@ -68,7 +69,7 @@ def quickstart(out: Path, options: Options, console: Console) -> Summary:
             with doing(console, "sampling the held-out problems"):
                 before = evaluator.untrained()
             console.print(f"held-out accuracy before: {before:.1%}; now {steps} steps of {algorithm}")
-        trained = session.run_trinity(config_path, job_root=out / "trinity", total_steps=steps)
+        trained = session.run_trinity(config_path, job_root=out / "trinity", total_steps=steps, patience=PATIENCE)
         rewards = [step.reward for step in watch(trained, steps, console)]
         with doing(console, "sampling the held-out problems"):
             if options.backend == "local":
