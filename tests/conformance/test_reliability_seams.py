@@ -90,6 +90,45 @@ def verl_ships_what_the_average_needs():
     assert "global_batch_size" in source("verl.workers.utils.losses") + source("verl.workers.engine_workers")
 
 
+def verls_loss_is_not_scaled_after_ours():
+    text = source("trinity.trainer.verl.losses", "TrinityPolicyLoss")
+    assert "batch_num_tokens" not in text and "loss_scale" not in text, (
+        "Trinity scales the loss on verl: it must hang on trainer.fix_actor_microbatch_loss_scale, which check_config "
+        "switches off"
+    )
+
+
+def a_loss_declares_its_columns_alone():
+    text = source("trinity.algorithm.policy_loss_fn.policy_loss_fn")
+    assert "_runtime_keys" not in text, "normalisers come as keywords now: RECPolicyLoss asks for them as columns"
+
+
+def plugin_losses_run_in_the_tinker_client():
+    assert "server_loss_fn" not in source("trinity.common.config"), "a loss of the server's would replace the preset's"
+
+
+def upstream_has_no_truncated_weight_and_no_adaptive_red():
+    rec = source("trinity.algorithm.policy_loss_fn.rec_policy_loss")
+    assert "truncated_importance_sampling" not in rec, "rec's new weight is clamp(rho): `diff` must know it"
+    folder = Path(importlib.import_module("trinity.algorithm.advantage_fn").__file__).parent
+    assert not any("fix_opd" in path.read_text() for path in folder.glob("*.py")), "compare red_weight_adaptive with it"
+
+
+def vllms_worker_derives_from_the_gpus():
+    text = source("trinity.common.models.vllm_worker")
+    assert "class TrinityGPUWorker(VLLMGPUWorker)" in text
+    assert "def receive_weights" in (text := source("trinity.common.models.vllm_extension"))
+    assert text.count("chunk = pack_tensors(\n                iterator=iterator,") == 1
+    assert text.count("torch.cuda.current_stream()") == 2 and 'device="cuda"' in text
+
+
+def verl_casts_the_weights_that_it_sends_to_bfloat16():
+    text = source("verl.workers.engine.fsdp.transformer_impl")
+    assert "torch.bfloat16" in text[text.index("def get_per_tensor_param") :], (
+        "`check` need not doubt this sync any more"
+    )
+
+
 def verl_skips_a_step_whose_gradient_is_not_finite():
     text = source("verl.workers.engine.fsdp.transformer_impl")
     assert re.search(r"if not torch\.isfinite\(grad_norm\)", text), "verl would step with a gradient that is no number"
@@ -144,15 +183,15 @@ def advantages_are_computed_by_the_explorers_pipeline():
 
 def a_step_that_fails_is_only_logged():
     text = source("trinity.trainer.trainer", "Trainer.train")
-    assert "Error in Trainer:\\n{traceback.format_exc()}" in text, "launch.py looks for this headline"
-    assert "Error in Explorer" in source("trinity.explorer.explorer"), "launch.py looks for this headline"
+    assert "Error in Trainer:\\n{traceback.format_exc()}" in text, "trinity_rec/session looks for this headline"
+    assert "Error in Explorer" in source("trinity.explorer.explorer"), "trinity_rec/session looks for this headline"
 
 
 def a_driver_that_gave_up_says_so_and_waits():
     text = source("trinity.cli.launcher", "both")
-    assert "Explorer or Trainer failed:\\n" in text, "launch.py looks for this headline"
+    assert "Explorer or Trainer failed:\\n" in text, "trinity_rec/session looks for this headline"
     assert "[explorer.shutdown.remote(), trainer.shutdown.remote()]" in text, (
-        "launch.py need not end the driver any more"
+        "trinity_rec/session need not end the driver any more"
     )
 
 

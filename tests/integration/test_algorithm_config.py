@@ -45,6 +45,15 @@ def test_every_preset_passes_and_resolves(name, tinker):
     assert SAMPLE_STRATEGY.get(algorithm.sample_strategy).default_args().keys() >= algorithm.sample_strategy_args.keys()
 
 
+@pytest.mark.parametrize("tinker", [False, True])
+def test_no_flag_makes_trinity_normalise_the_loss_again(tinker):
+    config = Config()
+    config.mode, config.model.tinker.enable = "both", tinker
+    config.algorithm.algorithm_type = "trinity_rec.rec_grpo"
+    config.trainer.fix_actor_microbatch_loss_scale = True
+    assert check(config).trainer.fix_actor_microbatch_loss_scale is False
+
+
 def test_one_argument_of_the_user_leaves_the_rest_of_the_preset():
     args = checked("trinity_rec.rec_ring_nois", policy_loss_fn_args={"epsilon_high": 1.0}).algorithm.policy_loss_fn_args
     assert (args["clip_mode"], args["weight"]) == ("ring", "none")

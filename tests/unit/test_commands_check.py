@@ -225,6 +225,12 @@ def test_the_rest_of_the_file(old, new):
     assert_marks(CLEAN.replace(old, new))
 
 
+@pytest.mark.parametrize("sync", ["checkpoint # doubt: rounds the weights to bfloat16", "memory"])
+def test_float32_rollouts_of_rounded_weights(sync):
+    text = CLEAN.replace("{engine_num: 4}", "{engine_num: 4, dtype: float32}")
+    assert_marks(text.replace("sync_interval: 20", f"sync_interval: 20\n  sync_method: {sync}"))
+
+
 TINKER = "  max_model_len: 2048\n  tinker: {enable: true}\n"
 
 

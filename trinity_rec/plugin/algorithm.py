@@ -74,7 +74,7 @@ class PresetAlgorithm(AlgorithmType):
         _refuse_what_cannot_be(config)
         if config.model.tinker.enable:
             _refuse_tempered_rollouts(config)
-            _let_loss_normalise(config)
+        _let_loss_normalise(config)
         strategy_args = _complete_sample_strategy(config)
         _complete_policy_loss(config, cls.preset, strategy_args)
         _complete_advantage(config, cls.preset)
@@ -189,7 +189,8 @@ def _refuse_tempered_rollouts(config: Config) -> None:
 
 
 def _let_loss_normalise(config: Config) -> None:
-    """The flag makes Trinity's Tinker trainer add responses up instead of averaging; the loss is already exact."""
+    """The flag makes Trinity's Tinker trainer add responses up instead of averaging, and a coming Trinity's verl worker
+    scale a micro-batch's loss by its share of the tokens; this package's loss has done both already."""
     if config.trainer.fix_actor_microbatch_loss_scale:
         config.trainer.fix_actor_microbatch_loss_scale = False
         get_logger(__name__).warning(

@@ -215,6 +215,21 @@ def _recomputed_logprobs(case: Case) -> Iterator[Doubt]:
         )
 
 
+def _rounded_weights(case: Case) -> Iterator[Doubt]:
+    from trinity.common.constants import SyncMethod
+
+    config, model = case.config, case.config.explorer.rollout_model
+    sent = config.synchronizer.sync_method in (SyncMethod.NCCL, SyncMethod.CHECKPOINT)
+    if config.mode == "both" and config.trainer.trainer_type == "verl" and sent and model.dtype == "float32":
+        method = config.synchronizer.sync_method.value
+        yield Doubt(
+            ("synchronizer", "sync_method"),
+            f"{method}: verl rounds the weights to bfloat16 as it sends them, so float32 rollouts come from a policy "
+            "that is not quite the trainer's: kl_k1 is about 1e-4 on fresh rollouts (docs/main_road.md)",
+            "sync_method: memory sends them as they are",
+        )
+
+
 def _balance_of_rollouts(case: Case) -> Iterator[Doubt]:
     from trinity.common.constants import SyncStyle
 
@@ -303,6 +318,7 @@ RULES: tuple[Callable[[Case], Iterator[Doubt]], ...] = (
     _sequence_clip_range,
     _truncated_sampling,
     _recomputed_logprobs,
+    _rounded_weights,
     _balance_of_rollouts,
     _strategies,
     _data_that_nobody_reads,
