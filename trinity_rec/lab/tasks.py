@@ -79,14 +79,11 @@ class Task(ABC):
         name: what users type.
         title: what figures say.
         response_length: tokens of a response at most, the end token included.
-        heads: of its model's attention, 64 wide together. vLLM's attention on a CPU takes heads of 32 or more, so the
-            task that also goes through `trinity run` has two.
     """
 
     name: str
     title: str
     response_length: int
-    heads: int = 4
 
     @abstractmethod
     def all_problems(self) -> list[Problem]:
@@ -135,7 +132,7 @@ class Task(ABC):
 class Addition(Task):
     """47+38= → 85"""
 
-    name, title, response_length, heads = "addition", "two-digit addition", 4, 2
+    name, title, response_length = "addition", "two-digit addition", 4
 
     def all_problems(self) -> list[Problem]:
         span = range(10, 100)

@@ -44,7 +44,7 @@ def warm_up(task: Task, steps: int = 3000, batch: int = 256, lr: float = 3e-3, s
     """
     torch.manual_seed(seed)
     chance = random.Random(seed)
-    model = TinyLM(Architecture(len(task.vocabulary), num_attention_heads=task.heads))
+    model = TinyLM(Architecture(len(task.vocabulary)))
     problems = task.warm_up
     prompts = task.vocabulary.prompts([problem.question for problem in problems])
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01, fused=True)
