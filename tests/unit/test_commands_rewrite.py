@@ -248,10 +248,10 @@ def test_a_sample_strategy_of_ours_stays_and_one_of_trinitys_goes():
 
 def test_what_is_lost_is_said():
     notes = switch(Document.parse("run.yaml", YAML), "rec_oneside_nois").notes
-    assert "--set kl_loss_fn=k2 --set kl_loss_fn_args.kl_coef=0.001" in notes[0]
+    assert any("--set kl_loss_fn=k2 --set kl_loss_fn_args.kl_coef=0.001" in note for note in notes)
     kept = parse_settings(["kl_loss_fn=k2", "kl_loss_fn_args.kl_coef=0.001"])
     again = switch(Document.parse("run.yaml", YAML), "rec_oneside_nois", kept)
-    assert again.notes == []
+    assert not any("KL" in note for note in again.notes)
     assert effective(data(again.text)["algorithm"]).algorithm_type == "trinity_rec.rec_oneside_nois_with_reference"
 
 

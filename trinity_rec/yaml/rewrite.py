@@ -27,7 +27,7 @@ from trinity_rec.commands.catalogue import scalar
 from trinity_rec.terminal import UsageError, did_you_mean, preset_named
 from trinity_rec.yaml.document import Document, Extent, extents
 from trinity_rec.yaml.effective import OBJECTIVE_KEYS, STRATEGY_KEYS, effective
-from trinity_rec.yaml.translate import ADVANTAGE_ARGS, LOSS_ARGS, NEAREST, carried, nearest
+from trinity_rec.yaml.translate import ADVANTAGE_ARGS, LOSS_ARGS, NEAREST, announcements, carried, kept_average, nearest
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def switch(document: Document, preset_name: str, settings: Mapping[tuple[str, ..
         preset = preset_named(preset_name)
         args = carried(old, preset)
     new: dict[str, Any] = {"algorithm_type": f"trinity_rec.{preset.name}"}
-    new |= {key: values for key, values in args.items() if values}
+    new |= {key: values for key, values in args.items() if values} | kept_average(old, preset)
     kept = {key: value for key, value in old.items() if key not in new and not _is_replaced(key, old)}
     edits = [(full_path(path, (*new, *kept)), value) for path, value in (settings or {}).items()]
     for path, value in edits:
@@ -73,7 +73,7 @@ def switch(document: Document, preset_name: str, settings: Mapping[tuple[str, ..
             section[path[0]] = _copy(section[path[0]])
             _set(section, path, value)
     _refuse_wrong_arguments(section)
-    notes += _farewells(old, section)
+    notes += announcements(old, section, preset)
     inner_edits = [(path, value) for path, value in edits if path[0] not in new]
     text = _splice(document, new, list(kept), inner_edits)
     _verify(document, text, section)
@@ -161,22 +161,6 @@ def _refuse_wrong_arguments(section: Mapping[str, Any]) -> None:
         effective({"algorithm_type": section["algorithm_type"], **objective})
     except (ValueError, ImportError) as error:
         raise UsageError(str(error).splitlines()[0]) from error
-
-
-def _farewells(old: Mapping[str, Any], section: Mapping[str, Any]) -> list[str]:
-    """What was in the objective before and no longer is, where that costs or saves something."""
-    notes = []
-    name = old.get("algorithm_type")
-    kl = old.get("kl_loss_fn", "k2" if name in ("rec", "grpo", "opmd", "gspo", "ppo") else "none")
-    coefficient = (old.get("kl_loss_fn_args") or {}).get("kl_coef", 0.001)
-    if kl not in (None, "none") and coefficient and section.get("kl_loss_fn") in (None, "none"):
-        notes.append(
-            f"the KL term ({kl}, {coefficient}) is gone and with it the reference model; to keep it: "
-            f"--set kl_loss_fn={kl} --set kl_loss_fn_args.kl_coef={coefficient}"
-        )
-    if section.get("repeat_times", 1) == 1:
-        notes.append("repeat_times is 1: a group of one response has nothing to compare; --set repeat_times=8")
-    return notes
 
 
 def _splice(document: Document, new: dict[str, Any], kept: list[str], edits: list[tuple[tuple[str, ...], Any]]) -> str:

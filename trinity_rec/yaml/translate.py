@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from trinity_rec.commands import arguments
 from trinity_rec.presets import PRESETS, Preset
 from trinity_rec.terminal import UsageError
+from trinity_rec.yaml.upstream import ADVANTAGE_ARGS, LOSS_ARGS, Arguments, Meaning, meaning
+
+if TYPE_CHECKING:
+    from trinity.common.config import AlgorithmConfig
 
 NEAREST = "nearest"
-LOSS_ARGS, ADVANTAGE_ARGS = "policy_loss_fn_args", "advantage_fn_args"
 MODES = {LOSS_ARGS: arguments.POLICY_LOSS, ADVANTAGE_ARGS: arguments.ADVANTAGE}
-
-Arguments = dict[str, dict[str, Any]]  # what is under LOSS_ARGS and under ADVANTAGE_ARGS
 
 # Trinity's algorithms that have a preset of the same kind.
 COUNTERPARTS = {
@@ -66,7 +67,10 @@ def _upstream_defaults() -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
 
 def carried(section: Mapping[str, Any], preset: Preset) -> Arguments:
     """The arguments of an old section that mean the same under `preset` and differ from its own."""
-    old = arguments_of(section) or {}
+    old = arguments_of(section)
+    if old is None:
+        was = meaning(section)
+        old = {} if was is None else was.args
     own = _own_arguments(preset)
     found: Arguments = {}
     for key, modes in MODES.items():
@@ -124,3 +128,100 @@ def _distance(needed: Arguments, preset: Preset) -> tuple[int, int, bool]:
     modes = sum(name not in MODES[key] for key, values in needed.items() for name in values)
     numbers = sum(map(len, needed.values())) - modes
     return modes, numbers, preset.name == "rec"
+
+
+def kept_average(old: Mapping[str, Any], preset: Preset) -> dict[str, Any]:
+    """The YAML's `loss_agg_mode`, which means the same here, where it counts and is not the preset's own."""
+    was, own = meaning(old), _completed({"algorithm_type": f"trinity_rec.{preset.name}"})
+    given = None if old.get("loss_agg_mode") is None else old["loss_agg_mode"] if was is None else was.average
+    if given is None or own is None or given == own.loss_agg_mode:
+        return {}
+    kept = {"loss_agg_mode": given}
+    # "seq-mean-token-sum-norm" needs a count of tokens, which Trinity takes from the padding.
+    return kept if _completed({"algorithm_type": f"trinity_rec.{preset.name}", **kept}) is not None else {}
+
+
+def announcements(old: Mapping[str, Any], section: Mapping[str, Any], preset: Preset) -> list[str]:
+    """What changes for the user when `old` becomes `section`: a line for each value that goes, is called otherwise from
+    now on, or counts for something else, and for each change of the step size."""
+    was = meaning(old)
+    new = {key: {**own, **(section.get(key) or {})} for key, own in _own_arguments(preset).items()}
+    notes = list(_of_arguments(old, new, was, preset))
+    if was is not None:
+        notes += was.differs
+        divides = bool(new[ADVANTAGE_ARGS]["std_normalize"])
+        if was.divides_by_std != divides and ADVANTAGE_ARGS not in " ".join(was.differs):
+            notes.append(
+                "advantages are divided by their group's standard deviation: steps grow, at least twofold for rewards "
+                "of 0 and 1"
+                if divides
+                else "advantages are no longer divided by their group's standard deviation: steps shrink, at least by "
+                "half for rewards of 0 and 1"
+            )
+        notes.append(
+            "the loss is averaged over the whole mini-batch; on verl Trinity's own adds up the averages of its pieces: "
+            "steps were larger by their number"
+        )
+    notes += _of_terms(old, section, was)
+    if section.get("repeat_times", 1) == 1:
+        notes.append("repeat_times is 1: a group of one response has nothing to compare; --set repeat_times=8")
+    return notes
+
+
+def _of_arguments(old: Mapping[str, Any], new: Arguments, was: Meaning | None, preset: Preset) -> Iterator[str]:
+    origin = {} if was is None else was.origin
+    for key in MODES:
+        for name, value in (old.get(key) or {}).items():
+            place = f"{key}.{name}"
+            ours = [where for where, theirs in origin.items() if theirs == place] or [(key, name)]
+            said = [(group, argument, new[group].get(argument)) for group, argument in ours]
+            meant = (
+                [was.args[group][argument] if origin.get((group, argument)) else value for group, argument, _ in said]
+                if was
+                else [value] * len(said)
+            )
+            if all(now == then for (_, _, now), then in zip(said, meant, strict=True)):
+                if [argument for _, argument in ours] != [name]:
+                    names = " and ".join(f"{argument}: {now}" for _, argument, now in said)
+                    yield f"{place}: {value} is {names} from now on"
+            else:
+                others = [f"{argument}: {now}" for _, argument, now in said if argument in _own_arguments(preset)[key]]
+                yield f"{place}: {value} goes; {preset.name} has {' and '.join(others) or 'no such argument'}"
+
+
+def _of_terms(old: Mapping[str, Any], section: Mapping[str, Any], was: Meaning | None) -> Iterator[str]:
+    """The average, the terms beside the policy loss, and the sample strategy."""
+    algorithm = was.algorithm if was else _completed(old)
+    new = _completed(section)
+    if algorithm is not None and new is not None:
+        average = was.average if was else algorithm.loss_agg_mode
+        if average not in (None, new.loss_agg_mode):
+            yield f"loss_agg_mode: the average is {new.loss_agg_mode}, was {average}"
+        kl, coefficient = algorithm.kl_loss_fn, (algorithm.kl_loss_fn_args or {}).get("kl_coef", 0.001)
+        if kl not in (None, "none") and coefficient and new.kl_loss_fn in (None, "none"):
+            yield (
+                f"the KL term ({kl}, {coefficient}) is gone and with it the reference model; to keep it: "
+                f"--set kl_loss_fn={kl} --set kl_loss_fn_args.kl_coef={coefficient}"
+            )
+        entropy = (algorithm.entropy_loss_fn_args or {}).get("entropy_coef", 0)
+        if algorithm.entropy_loss_fn not in (None, "none") and entropy and new.entropy_loss_fn in (None, "none"):
+            yield (
+                f"the entropy term ({entropy}) is gone; to keep it: --set entropy_loss_fn={algorithm.entropy_loss_fn} "
+                f"--set entropy_loss_fn_args.entropy_coef={entropy}"
+            )
+    for key, plain in (("kl_penalty_fn", (None, "none")), ("sample_strategy", (None, "default", "warmup"))):
+        if old.get(key) not in plain and key not in section:
+            yield f"{key}: {old[key]} goes"
+    for name, value in (old.get("sample_strategy_args") or {}).items():
+        if "sample_strategy_args" not in section:
+            yield f"sample_strategy_args.{name}: {value} goes"
+
+
+def _completed(section: Mapping[str, Any]) -> AlgorithmConfig | None:
+    from trinity_rec.yaml.effective import OBJECTIVE_KEYS, effective
+
+    kept = {key: section[key] for key in ("algorithm_type", *OBJECTIVE_KEYS) if key in section}
+    try:
+        return effective(kept)
+    except Exception:  # what Trinity's checks refuse is told by them
+        return None
