@@ -349,7 +349,7 @@ def test_the_sampler_samples_from_what_was_trained(client, sampler, model_dir):
 # ---- weights on disk ----
 
 
-def test_retention_keeps_the_newest_and_what_is_sampled_from(server, client, model_dir):
+def test_what_was_named_stays_and_of_what_was_deleted_the_newest_and_what_is_sampled_from(server, client, model_dir):
     trainer = client.create_lora_training_client(base_model=str(model_dir))
     run = trainer.get_info().model_id
     other = server.client()  # an explorer that stays behind
@@ -362,7 +362,7 @@ def test_retention_keeps_the_newest_and_what_is_sampled_from(server, client, mod
         ahead = client.create_sampling_client(model_path=path)
         client.create_rest_client().delete_checkpoint(run, f"sampler-{step - 1}").result()  # as Trinity does
     folder = server.root / run
-    assert sorted(entry.name for entry in (folder / "weights").iterdir()) == ["state-4", "state-5"]
+    assert {entry.name for entry in (folder / "weights").iterdir()} == {f"state-{step}" for step in range(1, 6)}
     assert sorted(entry.name for entry in (folder / "sampler_weights").iterdir()) == [
         "sampler-0",
         "sampler-4",
@@ -374,6 +374,32 @@ def test_retention_keeps_the_newest_and_what_is_sampled_from(server, client, mod
         client.create_sampling_client(model_path=f"tinker://{run}/sampler_weights/sampler-2")
     with pytest.raises(tinker.NotFoundError, match="no snapshot"):
         client.create_rest_client().delete_checkpoint(run, "sampler-2").result()
+
+
+def test_place_is_free_as_soon_as_a_client_closes_and_until_then_it_is_named(model_dir, tmp_path):
+    with running(model_dir, tmp_path / "weights") as server:
+        holder = server.post("create_session", json={"display_name": "hog", "sdk_version": "9.9"}).json()["session_id"]
+        for number in range(8):
+            body = {"session_id": holder, "model_seq_id": number, "base_model": str(model_dir)}
+            assert server.post("create_model", json=body).status_code == 200
+        other = server.post("create_session", json={}).json()["session_id"]
+        wanted = {"session_id": other, "model_seq_id": 0, "base_model": str(model_dir)}
+        assert_refused(
+            server.post("create_model", json=wanted),
+            422,
+            f"at most 8 models at a time: 8 by session {holder} (hog), SDK 9.9",
+        )
+        reason = {"reason": {"type": "errored"}, "detail": "done"}
+        for _ in range(2):
+            assert server.post(f"sessions/{holder}/finish", json=reason).status_code == 204
+            reason = {"reason": {"type": "success"}}  # the first counts
+        assert_refused(server.post("session_heartbeat", json={"session_id": holder}), 410, "closed")
+        request = server.post("create_model", json=wanted).json()
+        assert server.post("retrieve_future", json=request).json()["model_id"] == f"{other}:train:0"
+        found = server.post("sessions/search", json={"display_name": "HO"}).json()["sessions"]
+        assert [session["session_id"] for session in found] == [holder]
+        assert found[0]["status"] == {"type": "client_finished", "reason": {"type": "errored"}, "detail": "done"}
+        assert_refused(server.post("get_info", json={"model_id": f"{holder}:train:0"}), 404, "no such model")
 
 
 # ---- what is refused ----

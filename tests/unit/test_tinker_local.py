@@ -402,20 +402,90 @@ def test_what_a_killed_server_left_half_written_goes(store):
     assert not leftover.exists()
 
 
+def names(store: WeightStore, run: str = "run") -> set[str]:
+    """What lies on the disk, whoever may still ask for it."""
+    return {entry.name for entry in store.root.glob(f"{run}/*/*") if not entry.name.startswith(".")}
+
+
 def test_a_deleted_snapshot_lives_on_while_it_may_be_asked_for(store):
     first, second, third = (SnapshotPath("run", SAMPLER, name) for name in ("1", "2", "3"))
     for step, path in enumerate((first, second)):
         store.save(path, weights(step))
     store.delete(store.find("run", "1"), in_use=())
     assert store.exists(first), "the explorer may not yet know of the second"
+    assert [snapshot.path for snapshot in store.snapshots()] == [second]
     with pytest.raises(RequestError, match="no snapshot"):
         store.find("run", "1")
-    store.save(third, weights(3))
-    store.sweep("run", in_use={first})
+    store.save(third, weights(3), in_use={first})
     assert store.exists(first), "it is sampled from"
-    store.sweep("run", in_use=())
+    store.close()
+    store = WeightStore(store.root, keep=2)  # a new server knows what was deleted
     assert not store.exists(first) and store.exists(second) and store.exists(third)
     assert torch.equal(store.load(second)["w"], weights(1)["w"])
+
+
+def test_a_deleted_checkpoint_goes_at_once_unless_it_is_in_use(store):
+    path = SnapshotPath("run", CHECKPOINT, "only")
+    store.save(path, weights(1))
+    store.delete(path, in_use={path})
+    assert store.exists(path)
+    store.sweep("run", ())
+    assert not store.exists(path) and not names(store)
+
+
+def test_what_has_a_name_stays_and_of_the_rest_the_newest(store):
+    for step in range(6):
+        for kind in (SAMPLER, CHECKPOINT):
+            store.save(SnapshotPath("run", kind, f"named-{step}"), weights(step))
+            store.save(SnapshotPath("run", kind, f"nameless-{step}"), weights(step), named=False)
+    named = {f"named-{step}" for step in range(6)}
+    assert names(store) == named | {"nameless-5"}  # with named-5 the newest two of each kind
+    store.sweep_all(())
+    assert {snapshot.path.name for snapshot in store.snapshots("run")} == named | {"nameless-5"}
+
+
+def test_a_snapshot_goes_when_its_time_is_over(store, monkeypatch):
+    now = 1e9
+    monkeypatch.setattr("trinity_rec.tinker_local.weights.time.time", lambda: now)
+    short, long, changed = (SnapshotPath("run", CHECKPOINT, name) for name in ("short", "long", "changed"))
+    store.save(short, weights(1), ttl_seconds=10)
+    store.save(long, weights(2), ttl_seconds=100)
+    store.save(changed, weights(3), ttl_seconds=10)
+    store.set_ttl(changed, None)
+    assert {each.path.name: each.expires for each in store.snapshots()} == {
+        "short": now + 10,
+        "long": now + 100,
+        "changed": None,
+    }
+    now += 10
+    assert not store.exists(short) and store.exists(long) and store.exists(changed)
+    store.sweep("run", in_use={short})
+    assert "short" in names(store), "it is still sampled from"
+    store.sweep("run", ())
+    assert names(store) == {"long", "changed"}
+    store.set_ttl(long, 5)
+    now += 5
+    assert [each.path for each in store.snapshots()] == [changed]
+
+
+def test_beyond_the_budget_a_save_fails_and_nothing_else_goes(tmp_path):
+    big = {"w": torch.zeros(250)}  # 1,000 bytes, and some for the manifest
+    store = WeightStore(tmp_path / "root", keep=2, budget=5_500)
+    for step in range(2):
+        store.save(SnapshotPath("run", CHECKPOINT, f"{step}"), big)
+        store.save(SnapshotPath("run", SAMPLER, f"{step}"), big, named=step == 0)
+    before = names(store)
+    with pytest.raises(
+        RequestError, match=r"not saved: it takes 2e-06 GB, .* of the 5.5e-06 GB .*--disk-budget-gb"
+    ) as full:
+        store.save(
+            SnapshotPath("run", CHECKPOINT, "more"), {"w": torch.zeros(250)}, {"state": {0: {"m": torch.zeros(250)}}}
+        )
+    assert full.value.status == 507 and names(store) == before and "\n" not in str(full.value)
+    store.delete(SnapshotPath("run", SAMPLER, "0"), in_use=())
+    assert "0" in {each.name for each in (store.root / "run" / SAMPLER).iterdir()}, "kept for who has not heard of it"
+    store.save(SnapshotPath("run", CHECKPOINT, "more"), big)
+    assert not (store.root / "run" / SAMPLER / "0").exists(), "but not at the price of a save"
 
 
 def test_overwriting_needs_leave(store):

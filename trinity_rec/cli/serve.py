@@ -19,7 +19,11 @@ def command(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8765,
     device: Annotated[str, typer.Option(help="A torch device.")] = "cpu",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; torch's choice by default.")] = None,
-    keep: Annotated[int, typer.Option(min=2, help="Snapshots, and checkpoints, to keep for each run.")] = 2,
+    keep: Annotated[int, typer.Option(min=2, help="Samplers without a name to keep for each run.")] = 2,
+    disk_budget_gb: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="What all weights may take on disk; by default nine tenths of what is free."),
+    ] = None,
     max_rows: Annotated[int, typer.Option(min=1, help="Samples in one batch.")] = 256,
     graph_budget_mb: Annotated[
         int | None,
@@ -42,6 +46,7 @@ def command(
         device=device,
         threads=threads,
         keep=keep,
+        disk_budget_gb=disk_budget_gb,
         max_rows=max_rows,
         graph_budget_mb=graph_budget_mb,
         bf16=bf16,

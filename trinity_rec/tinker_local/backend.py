@@ -7,9 +7,12 @@ its own. The methods here are called from the event loop, except for the bodies 
 import asyncio
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 from trinity_rec.tinker_local import wire
 from trinity_rec.tinker_local.errors import RequestError
@@ -18,13 +21,42 @@ from trinity_rec.tinker_local.model import ServedModel
 from trinity_rec.tinker_local.sampling import BatchSampler, SampleResult
 from trinity_rec.tinker_local.stats import Stats
 from trinity_rec.tinker_local.training import TrainingRun
-from trinity_rec.tinker_local.weights import CHECKPOINT, SAMPLER, SnapshotPath, WeightStore
+from trinity_rec.tinker_local.weights import CHECKPOINT, SAMPLER, SnapshotPath, WeightStore, is_name
 
-SESSION_TIMEOUT = 300.0  # seconds without a heartbeat (the SDK's comes every 10) after which a client is gone
+SESSION_TIMEOUT = 300.0  # seconds without a heartbeat (the SDK's comes every 10) after which a client is gone,
+LEAVING_TIMEOUT = 25.0  # and after it has said that it ends (one of its processes may, while another goes on)
+SWEEP_SECONDS = 60.0  # between looks for weights whose time is over
 SAMPLER_GRACE = 30.0  # seconds for which a sampling session counts as in use after its last request or answer
+OWNER = "local"  # of every session and training run
 MAX_RUNS = 8
 MAX_SESSIONS = 4096
 MAX_SAMPLING_SESSIONS = 65536
+
+
+@dataclass
+class Client:
+    """A client session; times are seconds since the epoch, but for `seen`, by the monotonic clock.
+
+    Attributes:
+        seen: the last sign of life.
+        leaving: it has announced its end, and nothing was heard since.
+        finished: what it gave as its reason when it closed; None while it has not.
+    """
+
+    wish: wire.CreateSession
+    created: float = field(default_factory=time.time)
+    seen: float = field(default_factory=time.monotonic)
+    leaving: bool = False
+    finished: wire.FinishSession | None = None
+
+    @property
+    def silent(self) -> float:
+        """Seconds since the last sign of life."""
+        return time.monotonic() - self.seen
+
+    @property
+    def alive(self) -> bool:
+        return self.finished is None and self.silent < (LEAVING_TIMEOUT if self.leaving else SESSION_TIMEOUT)
 
 
 @dataclass
@@ -38,10 +70,12 @@ class SamplingSession:
 
 @dataclass
 class Run:
-    """A training run and the client session that made it."""
+    """A training run and the client session that made it; `used` is the time of the last request, since the epoch."""
 
     training: TrainingRun
     client: str
+    user_metadata: wire.Metadata | None
+    used: float = field(default_factory=time.time)
 
 
 class Backend:
@@ -57,9 +91,11 @@ class Backend:
         self.sampler = BatchSampler(served, store, max_rows, self.stats)
         self._stopping = False
         self._trainer = ThreadPoolExecutor(1, thread_name_prefix="trainer")
-        self._seen: dict[str, float] = {}  # client sessions: time of the last sign of life
+        self._clients: dict[str, Client] = {}
         self._sampling: dict[str, SamplingSession] = {}
         self._runs: dict[str, Run] = {}
+        self._in_making: dict[str, str] = {}  # runs that are waiting to be made, and their client sessions
+        self._swept = time.monotonic()
 
     def close(self) -> None:
         """Finish the training request that runs; fail all that wait and what is being sampled."""
@@ -69,18 +105,94 @@ class Backend:
 
     # ---- sessions ----
 
-    def create_session(self) -> str:
+    def create_session(self, body: wire.CreateSession) -> str:
         self._forget_dead_sessions()
-        if len(self._seen) >= MAX_SESSIONS:
+        if len(self._clients) >= MAX_SESSIONS:
             raise RequestError("too many sessions", 429)
         session = uuid.uuid4().hex[:16]
-        self._seen[session] = time.monotonic()
+        self._clients[session] = Client(body)
         return session
 
     def heartbeat(self, session: str) -> None:
-        if session not in self._seen:
-            raise RequestError(f"no such session: {session}", 404)
-        self._seen[session] = time.monotonic()
+        client = self._client(session)
+        if client.finished is not None:
+            raise RequestError(f"session {session} is closed", 410)
+        client.seen, client.leaving = time.monotonic(), False
+        if client.seen - self._swept > SWEEP_SECONDS:
+            self._swept = client.seen
+            asyncio.get_running_loop().run_in_executor(None, self.store.sweep_all, self.in_use())
+
+    def finish_session(self, session: str, body: wire.FinishSession) -> None:
+        """The client is done: what it held is free. The first reason counts."""
+        client = self._client(session)
+        if client.finished is None:
+            client.finished = body
+            self._let_go(session)
+
+    def note_telemetry(self, body: wire.Telemetry) -> None:
+        """SDKs that cannot close a session still report its end."""
+        client = self._clients.get(body.session_id)
+        if client is not None and any(event.event == "SESSION_END" for event in body.events):
+            client.seen, client.leaving = time.monotonic(), True
+
+    def session(self, session: str) -> dict[str, Any]:
+        client = self._client(session)
+        return {
+            "training_run_ids": [name for name, run in self._runs.items() if run.client == session],
+            "sampler_ids": [name for name, sampling in self._sampling.items() if sampling.client == session],
+            "user_metadata": client.wish.user_metadata,
+            "display_name": client.wish.display_name,
+        }
+
+    def sessions(self) -> list[str]:
+        """The newest first."""
+        return list(reversed(self._clients))
+
+    def search_sessions(self, body: wire.SearchSessions) -> dict[str, Any]:
+        """A page of sessions, the newest first."""
+        names = self.sessions()
+        if body.cursor is not None:
+            names = (
+                names[names.index(body.cursor.last_session_id) + 1 :] if body.cursor.last_session_id in names else []
+            )
+        words = (body.display_name or "").lower().split()
+        found = []
+        for name in names:
+            wish = self._clients[name].wish
+            by_label = all(word in (wish.display_name or "").lower() for word in words)
+            matches = by_label if body.session_id is None else name == body.session_id or (bool(words) and by_label)
+            if matches and body.user_metadata.items() <= (wish.user_metadata or {}).items():
+                found.append(name)
+        page = [self._summary(name) for name in found[: body.limit]]
+        more = len(found) > body.limit
+        cursor = (
+            {"last_created_at": page[-1]["created_at"], "last_session_id": page[-1]["session_id"]} if more else None
+        )
+        return {"sessions": page, "next_cursor": cursor}
+
+    def _summary(self, session: str) -> dict[str, Any]:
+        client = self._clients[session]
+        status: dict[str, Any] | None = {"type": "active"} if client.alive else None
+        if client.finished is not None:
+            reason = client.finished.reason or {"type": "success"}
+            status = {"type": "client_finished", "reason": reason, "detail": client.finished.detail}
+        saved = [each for each in self.store.snapshots() if each.path.run.startswith(f"{session}:")]
+        return {
+            "session_id": session,
+            "created_at": wire.timestamp(client.created),
+            "owner": OWNER,
+            "project_id": client.wish.project_id or "",
+            "status": status,
+            "checkpoints_count": len(saved),
+            "display_name": client.wish.display_name,
+            "user_metadata": client.wish.user_metadata,
+            "checkpoint_storage_bytes": sum(each.bytes for each in saved),
+        }
+
+    def _client(self, session: str) -> Client:
+        if session not in self._clients:
+            raise RequestError(f"no such session: {session[:200]!r}", 404)
+        return self._clients[session]
 
     def create_sampling_session(self, body: wire.CreateSamplingSession) -> str:
         self.heartbeat(body.session_id)
@@ -115,13 +227,19 @@ class Backend:
         return identifier
 
     def _alive(self, client: str) -> bool:
-        return time.monotonic() - self._seen.get(client, float("-inf")) < SESSION_TIMEOUT
+        return client in self._clients and self._clients[client].alive
 
     def _forget_dead_sessions(self) -> None:
-        for client in [client for client in self._seen if not self._alive(client)]:
-            del self._seen[client]
-            self._sampling = {name: held for name, held in self._sampling.items() if held.client != client}
-            self._runs = {name: run for name, run in self._runs.items() if run.client != client}
+        """Those that closed are remembered for as long as those that fell silent, but hold nothing."""
+        for name, client in list(self._clients.items()):
+            if not client.alive and (client.finished is None or client.silent > SESSION_TIMEOUT):
+                del self._clients[name]
+                self._let_go(name)
+
+    def _let_go(self, client: str) -> None:
+        for held in (self._sampling, self._runs):
+            for name in [name for name, one in list(held.items()) if one.client == client]:
+                del held[name]
 
     def _check_base_model(self, name: str | None) -> None:
         if name not in (self.served.name, *self.served.aliases):
@@ -160,20 +278,56 @@ class Backend:
         parts = body.lora_config or wire.LoraConfig()
         if not (parts.train_mlp and parts.train_attn and parts.train_unembed):
             raise RequestError("this server trains all parameters; train_mlp, train_attn, train_unembed must be true")
-        request_id = f"{body.session_id}:train:{body.model_seq_id}"
-        if request_id in self.futures:
-            return request_id
-        self._forget_dead_sessions()
-        if len(self._runs) >= MAX_RUNS:
-            raise RequestError(f"this server trains at most {MAX_RUNS} models at a time")
 
-        def create() -> Answer:
-            name = f"run-{uuid.uuid4().hex[:12]}"
-            training = TrainingRun(self.served.copy(), self.graph_budget, self.stats)
-            self._runs[name] = Run(training, body.session_id)
+        def created(name: str) -> Answer:
             return {"model_id": name, "type": "create_model"}
 
-        return self._train(request_id, create)
+        return self._new_run(body.session_id, body.model_seq_id, body.user_metadata, created)
+
+    def _new_run(
+        self, client: str, number: int, metadata: wire.Metadata | None, answer: Callable[[str], Answer]
+    ) -> str:
+        """Make a training run; `answer` may change it, given its name. The SDK knows how runs are named."""
+        self.heartbeat(client)
+        name = f"{client}:train:{number}"
+        if name in self.futures:
+            return name
+        self._forget_dead_sessions()
+        if len(self._runs) + len(self._in_making) >= MAX_RUNS:
+            raise RequestError(f"this server trains at most {MAX_RUNS} models at a time: {self._holders()}")
+        if name in self._runs or self.store.snapshots(name):
+            raise RequestError(f"model_seq_id {number} is taken in this session")
+
+        def create() -> Answer:
+            try:
+                training = TrainingRun(self.served.copy(), self.graph_budget, self.stats)
+                self._runs[name] = Run(training, client, metadata)
+                return answer(name)
+            except BaseException:
+                self._runs.pop(name, None)
+                raise
+            finally:
+                self._in_making.pop(name, None)
+
+        self._in_making[name] = client
+        try:
+            return self._train(name, create)
+        except RequestError:
+            del self._in_making[name]
+            raise
+
+    def _holders(self) -> str:
+        """Which sessions train, for who finds no place."""
+        numbers = Counter([*(run.client for run in self._runs.values()), *self._in_making.values()])
+        descriptions = []
+        for name, number in numbers.items():
+            client = self._clients.get(name)
+            if client is None:  # it has just gone, with a run in the making
+                continue
+            label = f" ({client.wish.display_name[:40]})" if client.wish.display_name else ""
+            sdk = f", SDK {client.wish.sdk_version[:20]}" if client.wish.sdk_version else ""
+            descriptions.append(f"{number} by session {name}{label}{sdk}, last heard of {client.silent:.0f} s ago")
+        return "; ".join(descriptions)
 
     def unload_model(self, model_id: str) -> str:
         self.run(model_id)
@@ -183,7 +337,9 @@ class Backend:
     def run(self, model_id: str) -> Run:
         if model_id not in self._runs:
             raise RequestError(f"no such model: {model_id[:200]!r}", 404)
-        return self._runs[model_id]
+        run = self._runs[model_id]
+        run.used = time.time()
+        return run
 
     def forward_backward(self, body: bytes) -> str:
         message = wire.parse_forward_backward(body)
@@ -208,10 +364,10 @@ class Backend:
 
     def save_weights(self, body: wire.SaveWeights) -> str:
         training = self.run(body.model_id).training
-        path = SnapshotPath(body.model_id, CHECKPOINT, body.path)
+        path = _path_of(body, CHECKPOINT)
 
         def save() -> Answer:
-            self._save(path, training, training.optimizer_state(), body.overwrite)
+            self._save(path, body, training, training.optimizer_state(), body.overwrite)
             return {"path": str(path), "type": "save_weights"}
 
         return self._train(_request_id(body.model_id, body.seq_id), save)
@@ -220,11 +376,10 @@ class Backend:
         run = self.run(body.model_id)
         if body.path is None and body.sampling_session_seq_id is None:
             raise RequestError("path: a name for the weights is missing")
-        name = f"unnamed-{body.sampling_session_seq_id}" if body.path is None else body.path
-        path = SnapshotPath(body.model_id, SAMPLER, name)
+        path = _path_of(body, SAMPLER)
 
         def save() -> Answer:
-            self._save(path, run.training)
+            self._save(path, body, run.training)
             if body.path is not None:
                 return {"path": str(path), "type": "save_weights_for_sampler"}
             session = self._add_sampling_session(run.client, body.sampling_session_seq_id, path)
@@ -233,16 +388,51 @@ class Backend:
         return self._train(_request_id(body.model_id, body.seq_id), save)
 
     def load_weights(self, body: wire.LoadWeights) -> str:
-        training = self.run(body.model_id).training
         path = self._existing(body.path)
+        if body.base_model is not None:
+            self._check_base_model(body.base_model)
 
-        def load() -> Answer:
+        def load(model_id: str) -> Answer:
+            training = self._runs[model_id].training
             with self.stats.timed("load", loads=1):
                 weights = self.store.load(path)
                 training.load(weights, self.store.load_optimizer(path) if body.optimizer else None)
-            return {"path": body.path, "model_id": body.model_id, "type": "load_weights"}
+            return {"path": body.path, "model_id": model_id, "type": "load_weights"}
 
-        return self._train(_request_id(body.model_id, body.seq_id), load)
+        if body.model_id is not None:
+            self.run(body.model_id)
+            return self._train(_request_id(body.model_id, body.seq_id), partial(load, body.model_id))
+        if body.session_id is None or body.model_seq_id is None:
+            raise RequestError("load_weights takes a model_id, or a session_id and a model_seq_id")
+        return self._new_run(body.session_id, body.model_seq_id, body.user_metadata, load)
+
+    def training_run(self, name: str) -> dict[str, Any]:
+        """What is known of a run in training, or of one whose snapshots are on disk."""
+        saved = self.store.snapshots(name) if is_name(name) else []
+        run = self._runs.get(name)
+        if run is None and not saved:
+            raise RequestError(f"no such training run: {name[:200]!r}", 404)
+        newest = {each.path.kind: wire.checkpoint(each) for each in reversed(saved)}
+        return {
+            "training_run_id": name,
+            "base_model": self.served.name,
+            "model_owner": OWNER,
+            "is_lora": True,  # all parameters are trained, but the SDK resumes only what calls itself a LoRA
+            "lora_rank": 1,
+            "corrupted": False,
+            "last_request_time": wire.timestamp(saved[0].created if run is None else run.used),
+            "last_checkpoint": newest.get(CHECKPOINT),
+            "last_sampler_checkpoint": newest.get(SAMPLER),
+            "user_metadata": run and run.user_metadata,
+        }
+
+    def training_runs(self) -> list[str]:
+        """Runs in training, then those that only have snapshots, the newest first."""
+        saved = [each.path.run for each in self.store.snapshots()]
+        return list(dict.fromkeys([*reversed(self._runs), *saved]))
+
+    def set_ttl(self, model_id: str, name: str, ttl_seconds: float | None) -> None:
+        self.store.set_ttl(self.store.find(model_id, name), ttl_seconds)
 
     def delete_checkpoint(self, model_id: str, name: str) -> None:
         self.store.delete(self.store.find(model_id, name), self.in_use())
@@ -253,10 +443,20 @@ class Backend:
             raise RequestError(f"no such weights: {path}", 404)
         return path
 
-    def _save(self, path: SnapshotPath, training: TrainingRun, optimizer=None, overwrite: bool = False) -> None:
+    def _save(
+        self, path: SnapshotPath, body: wire.Save, training: TrainingRun, optimizer=None, overwrite: bool = False
+    ) -> None:
         with self.stats.timed("save", saves=1):
-            self.store.save(path, training.weights(), optimizer, overwrite)
-            self.store.sweep(path.run, self.in_use())
+            self.store.save(
+                path,
+                training.weights(),
+                optimizer,
+                overwrite,
+                named=body.path is not None,
+                ttl_seconds=body.ttl_seconds,
+                user_metadata=body.user_metadata,
+                in_use=self.in_use(),
+            )
 
     def _train(self, request_id: str, work: Callable[[], Answer], size: int = 0) -> str:
         """Queue work on `size` bytes for the training thread, unless this is a request repeated by the SDK."""
@@ -271,3 +471,8 @@ class Backend:
 def _request_id(model_id: str, number: int | None) -> str:
     """The SDK numbers a model's requests; the same number is the same request."""
     return f"{model_id}:{uuid.uuid4().hex if number is None else number}"
+
+
+def _path_of(body: wire.Save, kind: str) -> SnapshotPath:
+    """Where to save; under a name of our own if the client gave none."""
+    return SnapshotPath(body.model_id, kind, f"unnamed-{uuid.uuid4().hex[:12]}" if body.path is None else body.path)

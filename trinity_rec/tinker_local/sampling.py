@@ -53,7 +53,8 @@ class SampleRequest:
             top-k and top-p cut it.
         top_k: only the k most likely tokens; 0 for all.
         top_p: only the fewest most likely tokens that together have this probability.
-        stop_tokens, stop_strings: end a response, besides the model's own end tokens; they stay in the response.
+        ends: whether the model's own end tokens end a response.
+        stop_tokens, stop_strings: end it too; they stay in the response.
         seed: same seed, prompt and weights, same responses. None: responses differ from one request to the next, but
             a fresh server that gets the same requests answers the same.
         prompt_logprobs: also return the logprob of each prompt token.
@@ -67,6 +68,7 @@ class SampleRequest:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    ends: bool = True
     stop_tokens: tuple[int, ...] = ()
     stop_strings: tuple[str, ...] = ()
     seed: int | None = None
@@ -376,7 +378,7 @@ class BatchSampler:
 
     def _stops(self, sample: Sample, token: int) -> bool:
         request = sample.job.request
-        if token in self.served.stop_ids or token in request.stop_tokens:
+        if (request.ends and token in self.served.stop_ids) or token in request.stop_tokens:
             return True
         if not request.stop_strings:
             return False

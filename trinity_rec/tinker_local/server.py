@@ -5,16 +5,18 @@ import contextlib
 import gc
 import hmac
 import ipaddress
+import math
 import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import uvicorn
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
@@ -26,6 +28,9 @@ from trinity_rec.tinker_local.connections import ACCEPTED_AT_A_TIME, Connection,
 from trinity_rec.tinker_local.errors import RequestError, ServeError
 from trinity_rec.tinker_local.model import device_memory, load
 from trinity_rec.tinker_local.weights import WeightStore
+
+Limit = Annotated[int, Query(ge=0, le=1000)]
+Offset = Annotated[int, Query(ge=0, lt=2**63)]
 
 LONG_POLL_SECONDS = 30.0  # the SDK's own timeout is 45
 BACKLOG = 2048  # connections that wait for being accepted
@@ -44,6 +49,7 @@ def serve(
     device: str = "cpu",
     threads: int | None = None,
     keep: int = 2,
+    disk_budget_gb: float | None = None,
     max_rows: int = 256,
     graph_budget_mb: int | None = None,
     bf16: bool = False,
@@ -61,8 +67,11 @@ def serve(
         port: 0 for any free one.
         device: any torch device.
         threads: of torch on the CPU; by default as many as torch takes.
-        keep: newest samplers, and newest checkpoints, that stay on disk for each training run; at least 2. What a
-            client still samples from stays besides.
+        keep: newest samplers that stay on disk for each training run though nobody named them, or though they were
+            deleted; at least 2. What a client still samples from stays besides. What a client named stays until the
+            client deletes it, or its `ttl_seconds` are over.
+        disk_budget_gb: what all weights in `root` may take; a save for which there is no room fails. By default nine
+            tenths of what the disk has free, and what is there.
         max_rows: samples in one batch.
         graph_budget_mb: memory for graphs kept between a forward and its backward, for each training run; by default
             a quarter of the device's. What does not fit is computed twice.
@@ -79,12 +88,14 @@ def serve(
             raise ServeError(f"{name} must be at least 1, got {value}")
     if graph_budget_mb is not None and graph_budget_mb < 0:
         raise ServeError(f"graph_budget_mb must not be negative, got {graph_budget_mb}")
+    if disk_budget_gb is not None and not 0 < disk_budget_gb < math.inf:
+        raise ServeError(f"disk_budget_gb must be a positive number, got {disk_budget_gb}")
     if not _is_loopback(host) and not api_key:
         raise ServeError(f"listening on {host} lets other machines in: set an API key")
     with (
         _stop_on_signals(),
         contextlib.closing(_listen(host, port)) as listener,
-        contextlib.closing(WeightStore(root, keep)) as store,
+        contextlib.closing(WeightStore(root, keep, disk_budget_gb and disk_budget_gb * 1e9)) as store,
     ):
         if threads is not None:
             torch.set_num_threads(threads)
@@ -294,14 +305,15 @@ def _routes(backend: Backend) -> APIRouter:
         return {"supported_models": models}
 
     @router.post("/telemetry")
-    async def telemetry() -> dict:
+    async def telemetry(body: wire.Telemetry) -> dict:
+        backend.note_telemetry(body)
         return {"status": "accepted"}  # and forgotten
 
     # ---- sessions ----
 
     @router.post("/create_session")
     async def create_session(body: wire.CreateSession) -> dict:
-        return {"session_id": backend.create_session(), "type": "create_session"}
+        return {"session_id": backend.create_session(body), "type": "create_session"}
 
     @router.post("/session_heartbeat")
     async def session_heartbeat(body: wire.SessionHeartbeat) -> dict:
@@ -317,6 +329,22 @@ def _routes(backend: Backend) -> APIRouter:
     async def get_sampler(identifier: str) -> dict:
         path = backend.sampling_session(identifier).path
         return {"sampler_id": identifier, "base_model": served.name, "model_path": path and str(path)}
+
+    @router.get("/sessions")
+    async def list_sessions(limit: Limit = 20, offset: Offset = 0) -> dict:
+        return {"sessions": wire.page(backend.sessions(), limit, offset)[0]}
+
+    @router.post("/sessions/search")
+    async def search_sessions(body: wire.SearchSessions) -> dict:
+        return backend.search_sessions(body)
+
+    @router.get("/sessions/{session_id}")
+    async def get_session(session_id: str) -> dict:
+        return backend.session(session_id)
+
+    @router.post("/sessions/{session_id}/finish", status_code=204)
+    async def finish_session(session_id: str, body: wire.FinishSession) -> None:
+        backend.finish_session(session_id, body)
 
     # ---- training ----
 
@@ -338,6 +366,15 @@ def _routes(backend: Backend) -> APIRouter:
             "model_data": {"model_name": served.name, "tokenizer_id": served.name},
             "is_lora": False,
         }
+
+    @router.get("/training_runs")
+    async def list_training_runs(limit: Limit = 20, offset: Offset = 0) -> dict:
+        names, cursor = wire.page(backend.training_runs(), limit, offset)
+        return {"training_runs": [backend.training_run(name) for name in names], "cursor": cursor}
+
+    @router.get("/training_runs/{model_id}")
+    async def get_training_run(model_id: str) -> dict:
+        return backend.training_run(model_id)
 
     @router.post("/forward_backward")
     async def forward_backward(request: Request) -> dict:
@@ -369,6 +406,20 @@ def _routes(backend: Backend) -> APIRouter:
             raise RequestError(f"no such weights: {path}", 404)
         # All parameters are trained, but the SDK resumes only what calls itself a LoRA.
         return {"base_model": served.name, "is_lora": True, "lora_rank": 1}
+
+    @router.get("/training_runs/{model_id}/checkpoints")
+    async def list_checkpoints(model_id: str) -> dict:
+        backend.training_run(model_id)  # there is one
+        return {"checkpoints": [wire.checkpoint(each) for each in backend.store.snapshots(model_id)]}
+
+    @router.get("/checkpoints")
+    async def list_user_checkpoints(limit: Limit = 100, offset: Offset = 0) -> dict:
+        found, cursor = wire.page(backend.store.snapshots(), limit, offset)
+        return {"checkpoints": [wire.checkpoint(each) for each in found], "cursor": cursor}
+
+    @router.put("/training_runs/{model_id}/checkpoints/{name:path}/ttl", status_code=204)
+    async def set_ttl(model_id: str, name: str, body: wire.SetTtl) -> None:
+        backend.set_ttl(model_id, name, body.ttl_seconds)
 
     @router.delete("/training_runs/{model_id}/checkpoints/{name:path}", status_code=204)
     async def delete_checkpoint(model_id: str, name: str) -> None:

@@ -1,18 +1,22 @@
 """Snapshots of weights on disk: `tinker://<run>/<kind>/<name>` is the directory `<root>/<run>/<kind>/<name>`.
 
 A snapshot is written next to its place and renamed into it, so it is there whole or not at all, and what is read is
-checked against the sizes and checksums in its manifest. Retention is a sweep after each save: of each run and kind
-the newest few stay, and whatever is still in use; the rest goes.
+checked against the sizes and checksums in its manifest.
+
+What a client named stays until the client deletes it or its time is over. Of what has no name the newest few stay, and
+whatever is still in use. A save that the disk budget has no room for fails; nothing is deleted for it.
 """
 
+import contextlib
 import fcntl
 import json
 import re
 import shutil
 import threading
+import time
 import uuid
 import zlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -28,7 +32,13 @@ from trinity_rec.tinker_local.errors import RequestError, ServeError
 SAMPLER, CHECKPOINT = "sampler_weights", "weights"
 _PART = re.compile(r"[^/\\\x00-\x1f.][^/\\\x00-\x1f]{0,199}")  # a file name: no separator, no leading dot
 _TEMPORARY = ".writing-"
+_DELETED = ".deleted"  # marks a snapshot that its client has deleted, for as long as somebody may still ask for it
 _REPLACED = ".replaced-"  # a snapshot on its way out, put back if its successor did not make it
+
+
+def is_name(part: str) -> bool:
+    """Whether it is a plain file name."""
+    return _PART.fullmatch(part) is not None and len(part.encode()) <= 200
 
 
 @dataclass(frozen=True)
@@ -43,7 +53,7 @@ class SnapshotPath:
         if self.kind not in (SAMPLER, CHECKPOINT):
             raise RequestError(f"unknown kind of weights: {self.kind!r}")
         for part in (self.run, self.name):
-            if not _PART.fullmatch(part) or len(part.encode()) > 200:
+            if not is_name(part):
                 raise RequestError(f"not a valid name for weights: {part[:80]!r}")
 
     @classmethod
@@ -57,23 +67,41 @@ class SnapshotPath:
         return f"tinker://{self.run}/{self.kind}/{self.name}"
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """What is known of a snapshot on disk; times are seconds since the epoch.
+
+    Attributes:
+        named: whether its name is a client's.
+        expires: when it may go; None for never.
+    """
+
+    path: SnapshotPath
+    bytes: int
+    created: float
+    named: bool
+    expires: float | None
+    user_metadata: dict[str, str] | None
+
+
 class WeightStore:
     """All snapshots under one root directory, which belongs to one server at a time.
 
     Args:
         root: made if it is not there.
-        keep: how many of the newest samplers, and of the newest checkpoints, stay for each training run; at least 2,
-            because a client that dies between saving and noting the new path still points to the one before.
+        keep: how many of the newest samplers of each training run stay though they have no name or were deleted; at
+            least 2, because a client that dies between saving and noting the new path still points to the one before.
+        budget: bytes that all snapshots together may take; by default nine tenths of what the disk has free, and
+            what is there already.
 
     Raises:
         ServeError: `root` cannot be used, or another server uses it.
     """
 
-    def __init__(self, root: Path, keep: int):
+    def __init__(self, root: Path, keep: int, budget: float | None = None):
         if keep < 2:
             raise ServeError(f"keep must be at least 2 snapshots, got {keep}")
         self.root, self.keep = Path(root).expanduser().resolve(), keep
-        self._condemned: set[SnapshotPath] = set()
         self._newest: tuple[SnapshotPath, dict[str, Tensor]] | None = None
         self._lock = threading.RLock()
         try:
@@ -92,6 +120,9 @@ class WeightStore:
                 shutil.rmtree(leftover, ignore_errors=True)
             else:
                 leftover.rename(place)
+        for run in self._runs():
+            self.sweep(run, ())
+        self.budget = self.bytes_used() + 0.9 * shutil.disk_usage(self.root).free if budget is None else budget
 
     def close(self) -> None:
         self._owner.close()
@@ -103,7 +134,24 @@ class WeightStore:
         return directory
 
     def exists(self, path: SnapshotPath) -> bool:
-        return (self.directory(path) / "manifest.json").is_file()
+        try:
+            snapshot = self._look(path)
+        except FileNotFoundError:
+            return False
+        return not _is_over(snapshot)
+
+    def snapshots(self, run: str | None = None) -> list[Snapshot]:
+        """What clients have saved and not deleted, the newest first; of one training run, or of all."""
+        found = [
+            snapshot
+            for name in (self._runs() if run is None else [run])
+            for snapshot in self._entries(name)
+            if not _is_over(snapshot) and not self._is_deleted(snapshot.path)
+        ]
+        return sorted(found, key=lambda snapshot: snapshot.created, reverse=True)
+
+    def bytes_used(self) -> int:
+        return sum(snapshot.bytes for run in self._runs() for snapshot in self._entries(run))
 
     def save(
         self,
@@ -111,15 +159,21 @@ class WeightStore:
         weights: dict[str, Tensor],
         optimizer: dict[str, Any] | None = None,
         overwrite: bool = False,
+        named: bool = True,
+        ttl_seconds: float | None = None,
+        user_metadata: dict[str, str] | None = None,
+        in_use: Collection[SnapshotPath] = (),
     ) -> None:
-        """Write a snapshot, all of it or nothing.
+        """Write a snapshot, all of it or nothing; then the run's old ones without a name go, but for those `in_use`.
 
         Raises:
-            RequestError: the name is taken and `overwrite` is not set, or the disk does not take it (507).
+            RequestError: the name is taken and `overwrite` is not set, or neither the budget nor the disk has room
+                for it (507).
         """
         place = self.directory(path)
-        if place.exists() and not overwrite and path not in self._condemned:
+        if self.exists(path) and not overwrite and not self._is_deleted(path):
             raise RequestError(f"{path} exists already")
+        self._make_room(path, weights, optimizer, in_use)
         writing = place.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
         try:
             writing.mkdir(parents=True)
@@ -128,16 +182,25 @@ class WeightStore:
             if optimizer is not None:
                 torch.save(optimizer, writing / "optimizer.pt")
             files = {file.name: _fingerprint(file) for file in sorted(writing.iterdir())}
-            (writing / "manifest.json").write_text(json.dumps({"version": 1, "files": files}))
+            now = time.time()
+            manifest = {
+                "version": 1,
+                "files": files,
+                "created": now,
+                "named": named,
+                "expires": None if ttl_seconds is None else now + ttl_seconds,
+                "user_metadata": user_metadata,
+            }
+            (writing / "manifest.json").write_text(json.dumps(manifest))
             with self._lock:
                 replaced = place.with_name(f"{_REPLACED}{path.name}")
                 if place.exists():
                     place.rename(replaced)
                 writing.rename(place)
                 shutil.rmtree(replaced, ignore_errors=True)
-                self._condemned.discard(path)
                 if path.kind == SAMPLER:
                     self._newest = (path, weights)  # most likely what is sampled from next
+            self.sweep(path.run, in_use)
         except (OSError, SafetensorError, RuntimeError) as error:  # torch and safetensors have errors of their own
             reason = " ".join(str(error).split())[:300]
             raise RequestError(
@@ -181,7 +244,7 @@ class WeightStore:
         prefix, _, rest = name.partition("/")
         candidates = [SnapshotPath(run, prefix, rest)] if rest else [SnapshotPath(run, kind, name) for kind in kinds]
         for path in candidates:
-            if self.exists(path) and path not in self._condemned:
+            if self.exists(path) and not self._is_deleted(path):
                 return path
         raise RequestError(f"no snapshot {name[:200]!r} of run {run[:80]!r}", 404)
 
@@ -192,23 +255,101 @@ class WeightStore:
         still be asked for because it is among the newest, must outlive that.
         """
         with self._lock:
-            self._condemned.add(path)
+            (self.directory(path) / _DELETED).touch()
             self.sweep(path.run, in_use)
 
-    def sweep(self, run: str, in_use: Collection[SnapshotPath]) -> None:
-        """Remove what is neither among the newest `keep` of its kind in this run nor in use."""
+    def set_ttl(self, path: SnapshotPath, ttl_seconds: float | None) -> None:
+        """Let a snapshot go after so many seconds from now, or never."""
         with self._lock:
-            for kind in (SAMPLER, CHECKPOINT):
-                folder = self.root / run / kind
-                if not folder.is_dir():
-                    continue
-                finished = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
-                finished.sort(key=lambda entry: entry.stat().st_mtime_ns, reverse=True)
-                for entry in finished[self.keep :]:
-                    path = SnapshotPath(run, kind, entry.name)
-                    if path not in in_use:
-                        shutil.rmtree(entry)
-                        self._condemned.discard(path)
+            file = self.directory(path) / "manifest.json"
+            expires = None if ttl_seconds is None else time.time() + ttl_seconds
+            manifest = json.loads(file.read_text()) | {"expires": expires}
+            changed = file.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
+            changed.write_text(json.dumps(manifest))
+            changed.rename(file)
+
+    def sweep(self, run: str, in_use: Collection[SnapshotPath], spare_deleted: bool = True) -> None:
+        """Remove what is over, deleted or without a name, unless it is in use; of samplers that are deleted, and of all
+        that has no name, the newest few stay.
+        """
+        with self._lock:
+            entries = sorted(self._entries(run), key=lambda snapshot: snapshot.created, reverse=True)
+            spared = {
+                snapshot.path
+                for kind in (SAMPLER, CHECKPOINT)
+                for snapshot in [entry for entry in entries if entry.path.kind == kind][: self.keep]
+            }
+            for snapshot in entries:
+                path, deleted = snapshot.path, self._is_deleted(snapshot.path)
+                at_once = _is_over(snapshot) or (deleted and (path.kind == CHECKPOINT or not spare_deleted))
+                in_time = (deleted or not snapshot.named) and path not in spared
+                if (at_once or in_time) and path not in in_use:
+                    shutil.rmtree(self.directory(path), ignore_errors=True)
+
+    def sweep_all(self, in_use: Collection[SnapshotPath]) -> None:
+        for run in self._runs():
+            self.sweep(run, in_use)
+
+    def _make_room(
+        self,
+        path: SnapshotPath,
+        weights: dict[str, Tensor],
+        optimizer: dict[str, Any] | None,
+        in_use: Collection[SnapshotPath],
+    ) -> None:
+        """Raise RequestError (507) if the budget has no room; what is deleted and only spared goes first."""
+        tensors = [*weights.values()]
+        for state in (optimizer or {}).get("state", {}).values():
+            tensors += [value for value in state.values() if isinstance(value, Tensor)]
+        needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        if self.bytes_used() + needed <= self.budget:
+            return
+        for run in self._runs():
+            self.sweep(run, in_use, spare_deleted=False)
+        if (used := self.bytes_used()) + needed > self.budget:
+            raise RequestError(
+                f"{path} was not saved: it takes {_gigabytes(needed)}, and {self.root} holds {_gigabytes(used)} of the "
+                f"{_gigabytes(self.budget)} that it may: delete weights, give them ttl_seconds, or start the server "
+                "with more by --disk-budget-gb",
+                507,
+            )
+
+    def _runs(self) -> list[str]:
+        return [entry.name for entry in self.root.iterdir() if is_name(entry.name) and entry.is_dir()]
+
+    def _entries(self, run: str) -> Iterator[Snapshot]:
+        """What is on disk of a training run, whoever may still want it."""
+        for kind in (SAMPLER, CHECKPOINT):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                for entry in (self.root / run / kind).iterdir():
+                    if not entry.name.startswith("."):
+                        with contextlib.suppress(
+                            FileNotFoundError, RequestError
+                        ):  # it has just gone, or is no snapshot
+                            yield self._look(SnapshotPath(run, kind, entry.name))
+
+    def _look(self, path: SnapshotPath) -> Snapshot:
+        """Raises FileNotFoundError if there is no such snapshot. One of an unknown age and purpose counts as named."""
+        directory = self.directory(path)
+        file = directory / "manifest.json"
+        created = file.stat().st_mtime
+        try:
+            manifest = json.loads(file.read_text())
+            known = manifest if isinstance(manifest, dict) else {}
+        except ValueError:
+            known = {}
+        size = sum(each.stat().st_size for each in directory.iterdir())
+        return Snapshot(
+            path,
+            size,
+            known.get("created", created),
+            known.get("named", True),
+            known.get("expires"),
+            known.get("user_metadata"),
+        )
+
+    def _is_deleted(self, path: SnapshotPath) -> bool:
+        return (self.directory(path) / _DELETED).exists()
 
     def _checked(self, path: SnapshotPath, name: str) -> Path:
         """A file of a snapshot, after a look at whether it is what was written."""
@@ -231,3 +372,11 @@ def _fingerprint(file: Path) -> dict[str, int]:
         while chunk := stream.read(2**20):
             size, checksum = size + len(chunk), zlib.crc32(chunk, checksum)
     return {"bytes": size, "crc32": checksum}
+
+
+def _is_over(snapshot: Snapshot) -> bool:
+    return snapshot.expires is not None and time.time() >= snapshot.expires
+
+
+def _gigabytes(size: float) -> str:
+    return f"{size / 1e9:.3g} GB"

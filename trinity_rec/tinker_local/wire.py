@@ -4,7 +4,8 @@ The formats are those of the `tinker` SDK 0.25 (`tinker/proto`, `tinker/types`):
 forward_backward, its answer, and the answer to a sampling request.
 """
 
-from typing import Annotated, Any
+from datetime import datetime, timezone
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from trinity_rec.tinker_local.errors import RequestError
 from trinity_rec.tinker_local.model import ServedModel
 from trinity_rec.tinker_local.sampling import SampleRequest, SampleResult
 from trinity_rec.tinker_local.training import AdamParams, Datum
-from trinity_rec.tinker_local.weights import SnapshotPath
+from trinity_rec.tinker_local.weights import SAMPLER, Snapshot, SnapshotPath
 
 MAX_BODY = 64 * 2**20  # bytes of a request, also once it is unpacked
 MAX_JSON = 8 * 2**20  # bytes of any but a training request: parsing it holds up everybody else
@@ -43,18 +44,49 @@ def _encodable(text: str) -> str:
 Text = Annotated[str, AfterValidator(_encodable)]
 Identifier = Annotated[Text, Field(min_length=1, max_length=200)]
 SequenceNumber = Annotated[int, Field(ge=0, lt=2**63)]
+Metadata = dict[Text, Any]
+Seconds = Annotated[int, Field(ge=1, le=315_360_000)]  # to ten years
 Token = Annotated[int, Field(ge=0, lt=2**31)]
 Positive = Annotated[float, Field(ge=0, le=1e6)]
 
 
 class Body(BaseModel):
-    """A JSON request. Unknown fields are the business of newer SDKs; wrong types are an error."""
+    """A JSON request. Fields without a meaning here are left out; those that ask for what this server cannot do are
+    there with the one value that asks for nothing. Wrong types are an error.
+    """
 
     model_config = ConfigDict(strict=True, extra="ignore", protected_namespaces=())
 
 
 class CreateSession(Body):
     sdk_version: str = ""
+    user_metadata: Metadata | None = None
+    display_name: Text | None = None
+    project_id: Text | None = None
+
+
+class FinishSession(Body):
+    reason: dict[Text, Any] = {}
+    detail: Text | None = None
+
+
+class SearchSessions(Body):
+    class Cursor(Body):
+        last_session_id: Text
+
+    session_id: Text | None = None
+    user_metadata: Metadata = {}
+    display_name: Text | None = None
+    limit: int = Field(50, ge=1, le=200)
+    cursor: Cursor | None = None
+
+
+class Telemetry(Body):
+    class Event(Body):
+        event: str = ""
+
+    session_id: str
+    events: list[Event] = []
 
 
 class SessionHeartbeat(Body):
@@ -76,11 +108,17 @@ class LoraConfig(Body):
     train_unembed: bool = True
 
 
+class Optimizer(Body):
+    type: Literal["adamw"] = "adamw"
+
+
 class CreateModel(Body):
     session_id: Identifier
     model_seq_id: SequenceNumber
     base_model: Text
     lora_config: LoraConfig | None = None
+    optimizer_config: Optimizer | None = None
+    user_metadata: Metadata | None = None
 
 
 class OfModel(Body):
@@ -103,22 +141,41 @@ class OptimStep(OfModel):
         return AdamParams(**self.adam_params.model_dump())
 
 
-class SaveWeights(OfModel):
-    path: Text
+class Save(OfModel):
+    """`path` is the snapshot's name."""
+
+    path: Text | None = None
     seq_id: SequenceNumber | None = None
+    ttl_seconds: Seconds | None = None
+    user_metadata: dict[Text, Text] | None = None
+
+
+class SaveWeights(Save):
     overwrite: bool = False
 
 
-class SaveWeightsForSampler(OfModel):
-    path: Text | None = None
-    seq_id: SequenceNumber | None = None
+class SaveWeightsForSampler(Save):
     sampling_session_seq_id: SequenceNumber | None = None
+    kind: Literal["snapshot"] = "snapshot"
 
 
-class LoadWeights(OfModel):
+class SetTtl(Body):
+    ttl_seconds: Seconds | None = None
+
+
+class LoadWeights(Body):
+    """Into a model, or into a new one of a session, which is then named as `CreateModel`'s."""
+
+    model_id: Identifier | None = None
+    session_id: Identifier | None = None
+    model_seq_id: SequenceNumber | None = None
+    base_model: Text | None = None
     path: Text
     optimizer: bool
+    optimizer_config: Optimizer | None = None
     seq_id: SequenceNumber | None = None
+    user_metadata: Metadata | None = None
+    weights_access_token: None = None
 
 
 class WeightsInfo(Body):
@@ -159,6 +216,11 @@ class Asample(Body):
     num_samples: int = Field(1, ge=1, lt=2**31)
     prompt_logprobs: bool | None = None
     topk_prompt_logprobs: int | None = Field(0, ge=0, le=1000)
+    prompt_logprobs_last_n: None = None
+    topk_sample_logprobs: Literal[0] | None = None
+    target_prompt_logprobs: None = None
+    prompt_alt_tokens_k: Literal[0] | None = None
+    record_stability_info: Literal[False] | None = None
 
     def request(self, weights: SnapshotPath | None, served: ServedModel) -> SampleRequest:
         """Raises RequestError for a prompt or a length that the model cannot take."""
@@ -183,6 +245,7 @@ class Asample(Body):
             temperature=params.temperature,
             top_k=min(max(params.top_k, 0), served.vocabulary),
             top_p=params.top_p,
+            ends=params.stop != [],
             stop_tokens=tuple(entry for entry in stop if isinstance(entry, int)),
             stop_strings=tuple(entry for entry in stop if isinstance(entry, str)),
             # As in vLLM, a negative seed is none.
@@ -306,6 +369,30 @@ def sample_response(result: SampleResult) -> bytes:
 
 def _bytes(tensor: Tensor, dtype: str) -> bytes:
     return tensor.numpy().astype(dtype).tobytes()
+
+
+def timestamp(seconds: float) -> str:
+    """Seconds since the epoch as the SDK reads times."""
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat()
+
+
+def checkpoint(snapshot: Snapshot) -> dict[str, Any]:
+    path = snapshot.path
+    return {
+        "checkpoint_id": f"{path.kind}/{path.name}",
+        "checkpoint_type": "sampler" if path.kind == SAMPLER else "training",
+        "time": timestamp(snapshot.created),
+        "tinker_path": str(path),
+        "size_bytes": snapshot.bytes,
+        "public": False,
+        "user_metadata": snapshot.user_metadata,
+        "expires_at": None if snapshot.expires is None else timestamp(snapshot.expires),
+    }
+
+
+def page(items: list[Any], limit: int, offset: int) -> tuple[list[Any], dict[str, int]]:
+    """A part of a list, and where it is in the whole."""
+    return items[offset : offset + limit], {"offset": offset, "limit": limit, "total_count": len(items)}
 
 
 def validation_reason(errors: list[dict[str, Any]]) -> str:
