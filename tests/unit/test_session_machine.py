@@ -76,6 +76,12 @@ def test_what_a_cpu_cannot_do_is_named_by_its_key(tmp_path, key, value, reason):
     assert reason in line
 
 
+def test_a_bench_that_would_evaluate_the_initial_weights_is_refused(tmp_path):
+    (line,) = refusals(config(tmp_path, mode="bench"), has_gpu=False)
+    assert line.startswith("synchronizer.sync_method: memory evaluates the initial model")
+    assert list(refusals(config(tmp_path, mode="bench", synchronizer__sync_method="checkpoint"), has_gpu=False)) == []
+
+
 def test_a_run_whose_end_is_not_known_is_refused(tmp_path):
     changes = {"trainer__total_steps": None, "buffer__total_steps": None}
     (line,) = refusals(config(tmp_path, **changes), has_gpu=False)

@@ -141,7 +141,9 @@ def tinker_evaluator(session: Session, seed: int) -> Evaluator:
 
 def benched(session: Session, config: DictConfig, out: Path, steps: int) -> tuple[float, float]:
     """Held-out accuracy of the initial model and of the last checkpoint, by Trinity's `mode: bench`."""
-    config = OmegaConf.merge(config, {"mode": "bench", "explorer": {"eval_on_startup": True}})
+    # With a memory sync Trinity would evaluate the initial weights at each checkpoint, since no trainer has sent any.
+    changes = {"mode": "bench", "explorer": {"eval_on_startup": True}, "synchronizer": {"sync_method": "checkpoint"}}
+    config = OmegaConf.merge(config, changes)
     path, job = out / "bench.yaml", out / "trinity" / config.name
     OmegaConf.save(config, path)
     bench(session, path, job)

@@ -82,6 +82,11 @@ def refusals(config: Config, has_gpu: bool) -> Iterator[str]:
     need = needs(config)
     if config.mode not in ("both", "train", "explore", "bench"):
         yield f"mode: {config.mode} cannot be followed to its end; both, train, explore and bench can"
+    if config.mode == "bench" and config.synchronizer.sync_method.value == "memory":
+        yield (
+            "synchronizer.sync_method: memory evaluates the initial model under every checkpoint's name in mode: bench, "
+            "since no trainer is there to send weights; checkpoint reads them"
+        )
     if config.mode != "bench" and not need.steps:
         yield "trainer.total_steps is not set: without it nobody can say whether a step is missing"
     if config.cluster.ray_address != "auto":
