@@ -78,7 +78,7 @@ def test_what_a_cpu_cannot_do_is_named_by_its_key(tmp_path, key, value, reason):
 
 def test_a_bench_that_would_evaluate_the_initial_weights_is_refused(tmp_path):
     (line,) = refusals(config(tmp_path, mode="bench"), has_gpu=False)
-    assert line.startswith("synchronizer.sync_method: memory evaluates the initial model")
+    assert line.startswith("synchronizer.sync_method: memory makes mode: bench evaluate the initial")
     assert list(refusals(config(tmp_path, mode="bench", synchronizer__sync_method="checkpoint"), has_gpu=False)) == []
 
 

@@ -25,33 +25,31 @@ COMMAND = [sys.executable, "-m", "trinity_rec.cli"]
 
 def test_a_quickstart_trains_by_vllm_and_verl_and_is_benched(tmp_path):
     out = tmp_path / "run"
-    options = ["--backend", "vllm", "--algorithm", "rec_ring_nois", "--steps", "4", "--sync-interval", "2"]
+    options = ["--backend", "vllm", "--steps", "8", "--sync-interval", "2"]
     result = subprocess.run(
         [*COMMAND, "quickstart", *options, f"--out={out}"], capture_output=True, text=True, timeout=880
     )
     assert result.returncode == 0, result.stderr
     assert "held-out accuracy" in result.stdout
-    assert "step 4/4" in result.stderr
+    assert "step 8/8" in result.stderr
 
     summary = json.loads((out / "summary.json").read_text())
-    assert (summary["algorithm"], summary["backend"], summary["steps"]) == ("rec_ring_nois", "vllm", 4)
-    assert len(summary["reward_by_step"]) == 4
+    assert (summary["algorithm"], summary["backend"], summary["steps"]) == ("rec_oneside_nois", "vllm", 8)
+    assert len(summary["reward_by_step"]) == 8
     assert 0.2 < summary["accuracy_before"] < 0.4, "what its card says: 0.296"
-    assert summary["accuracy_after"] != summary["accuracy_before"]
+    assert summary["accuracy_after"] > summary["accuracy_before"] + 0.03, "`mode: bench` read the checkpoint"
     assert (out / "reward.png").stat().st_size > 10_000
 
     # The sampler's logprobs are the trainer's as long as both have the same weights, and new weights do arrive: the
-    # rollouts of steps 1 and 3 are fresh, those of 2 and 4 one step old.
+    # rollouts of odd steps are fresh, those of even ones a step old.
     gaps = [abs(step.metrics["actor/kl_k1"]) for step in trained_steps(out / "trinity")]
-    assert max(gaps[0], gaps[2]) < 1e-5
-    assert min(gaps[1], gaps[3]) > 1e-3
+    assert max(gaps[0::2]) < 1e-5
+    assert min(gaps[1:6:2]) > 1e-3, "towards the end the steps are small"
 
-    # `mode: bench` read the checkpoint, in which every weight has changed.
+    # Every weight has changed.
     job = out / "trinity" / "quickstart"
-    assert evaluated_steps(job) == {0, 4}
-    log = (job / "log" / "benchmark_rollout_model_0_0.log").read_text()
-    assert f"{job}/global_step_4" in log
-    (saved,) = job.glob("global_step_4/actor/huggingface/*.safetensors")
+    assert evaluated_steps(job) == {0, 8}
+    (saved,) = job.glob("global_step_8/actor/huggingface/*.safetensors")
     before, after = load_file(ASSETS / "model" / "model.safetensors"), load_file(saved)
     assert all(not torch.equal(before[name], after[name].float()) for name in before)
 

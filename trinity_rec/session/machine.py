@@ -84,8 +84,8 @@ def refusals(config: Config, has_gpu: bool) -> Iterator[str]:
         yield f"mode: {config.mode} cannot be followed to its end; both, train, explore and bench can"
     if config.mode == "bench" and config.synchronizer.sync_method.value == "memory":
         yield (
-            "synchronizer.sync_method: memory evaluates the initial model under every checkpoint's name in mode: bench, "
-            "since no trainer is there to send weights; checkpoint reads them"
+            "synchronizer.sync_method: memory makes mode: bench evaluate the initial model under each checkpoint's "
+            "name, since no trainer is there to send weights; checkpoint reads them"
         )
     if config.mode != "bench" and not need.steps:
         yield "trainer.total_steps is not set: without it nobody can say whether a step is missing"
