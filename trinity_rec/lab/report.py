@@ -72,12 +72,16 @@ def rewards_table(rewards: Sequence[Mapping[str, str]]) -> str:
 
 
 def trinity_table(side_by_side: Sequence[dict[str, Any]]) -> str:
-    """One row an algorithm: the reward of the last rollouts in the lab and through `trinity run`, and its seconds."""
-    rows = ["| algorithm | lab, by seed | `trinity run` | seconds |", "|---|---|---|---|"]
+    """One row an algorithm: the reward of the last rollouts in the lab and through `trinity run`, and its seconds; where
+    it was run, the same with vLLM and verl."""
+    rows = ["| algorithm | lab, by seed | `trinity run` | seconds | with vLLM and verl |", "|---|---|---|---|---|"]
     for each in side_by_side:
-        lab, trinity = (", ".join(f"{reward:.2f}" for reward in each[f"{side}_final"]) for side in ("lab", "trinity"))
+        lab, trinity, vllm = (
+            ", ".join(f"{reward:.2f}" for reward in each.get(f"{side}_final", []))
+            for side in ("lab", "trinity", "vllm")
+        )
         seconds = ", ".join(f"{spent:.0f}" for spent in each["seconds"])
-        rows.append(f"| {VARIANTS[each['variant']].title} | {lab} | {trinity} | {seconds} |")
+        rows.append(f"| {VARIANTS[each['variant']].title} | {lab} | {trinity} | {seconds} | {vllm} |")
     return "\n".join(rows)
 
 

@@ -5,18 +5,26 @@ explorer, buffer and Tinker trainer of Trinity on the local backend (`configs/la
 Compared is what both have: the reward of the training rollouts, whose weights are up to 19 steps old, and what the loss
 logs. The drawn responses differ, since the two samplers have random numbers of their own.
 
+The main road, vLLM and verl in place of the Tinker backend, takes an environment of its own, so its runs are made apart
+and join the figure when they are there:
+
+    .venv-vllm/bin/python -m trinity_rec.lab.through_trinity OUT
+
     OUT/<variant>/seed_<n>.csv      the columns of the lab's curves, NaN where Trinity has no like
     OUT/<variant>/seed_<n>.json     what the run cost
     OUT/runs/<variant>-seed<n>/     the run's logs; `trinity-rec plot OUT/runs` draws them
-    OUT/trinity.png                 both side by side
-    OUT/trinity.json                final rewards of both
+    OUT/vllm/                       the same of the main road
+    OUT/trinity.png                 all side by side
+    OUT/trinity.json                final rewards of all
 
 A run whose CSV is there is not repeated.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import random
 import shutil
 import time
@@ -41,11 +49,14 @@ from trinity_rec.lab.training import COLUMNS, SETTINGS, VARIANTS, Experiment, Ro
 from trinity_rec.lab.warm_up import ASSETS
 from trinity_rec.plot.draw import Curve, draw_curves, figure_grid, save, shared_legend
 from trinity_rec.session import Session, TrainedStep, signals_as_exit, watch
-from trinity_rec.shipped import shipped
+from trinity_rec.session.run import ANY_PORT, SERVER, load, prepare, require
+from trinity_rec.shipped import example, shipped
+from trinity_rec.terminal import stderr
 
 TASK, SETTING = "addition", "sync_interval_20"
 PATIENCE = 900  # seconds without a step; Trinity starts in half a minute, but not on cores that others keep busy
 ALGORITHMS = ("rec_reinforce", "rec_grpo", "rec_oneside_is", "rec_oneside_nois")
+MAIN_ROAD = ("rec_reinforce", "rec_grpo", "rec_oneside_nois")
 # The lab's columns that Trinity logs too. Its entropy and effective sample size are others: of the rollout policy, and
 # of single responses.
 METRICS = {
@@ -79,12 +90,16 @@ def experiment(variant: str, seed: int, steps: int) -> Experiment:
 
 @dataclass(frozen=True)
 class Run:
-    """One algorithm through `trinity run`, and where its results and logs go, below `out`."""
+    """One algorithm through `trinity run`, and where its results and logs go, below `out`.
+
+    On the `main_road` vLLM samples and verl trains, else the local Tinker backend does both.
+    """
 
     out: Path
     variant: str
     seed: int
     steps: int
+    main_road: bool = False
 
     @property
     def table(self) -> Path:
@@ -114,20 +129,21 @@ class Run:
         write_problems(place / "tasks" / "train.jsonl", self.seed, self.steps)
         OmegaConf.save(self.config(), place / "config.yaml")
         steps = []
+        os.environ |= {
+            "TRINITY_REC_RUN_DIR": str(place),
+            "TRINITY_REC_MODEL": str(place / "model"),
+            "TRINITY_REC_TASKS": str(place / "tasks"),
+            SERVER: ANY_PORT,
+        }
+        config = load(place / "config.yaml")
+        require(config)
         with signals_as_exit(), Session(place / "logs") as session:
-            session.start_ray()
-            session.start_server(place / "model", root=place / "weights", threads=1)
-            session.env |= {
-                "TRINITY_REC_RUN_DIR": str(place),
-                "TRINITY_REC_MODEL": str(place / "model"),
-                "TRINITY_REC_TASKS": str(place / "tasks"),
-                "TRINITY_REC_BASE_URL": session.base_url,
-            }
+            prepare(session, config, place / "weights", threads=1)
             trained = session.run_trinity(place / "config.yaml", place, total_steps=self.steps, patience=PATIENCE)
             for step in trained:
                 steps.append(step)
                 yield step
-        shutil.rmtree(place / "weights")
+        shutil.rmtree(place / "weights", ignore_errors=True)
         self.cost.parent.mkdir(parents=True, exist_ok=True)
         self.cost.write_text(json.dumps({"seconds": round(time.monotonic() - began, 1)}) + "\n", encoding="utf-8")
         write_rows(rows_of(steps), self.table)
@@ -140,7 +156,21 @@ class Run:
         config.algorithm.policy_loss_fn_args.update(variant.policy_loss)
         config.algorithm.optimizer.lr = RATES[TASK] * variant.rate_factor
         config.buffer.total_steps = config.trainer.total_steps = self.steps
-        return config
+        return on_main_road(config, self.seed) if self.main_road else config
+
+
+def on_main_road(config: Any, seed: int) -> DictConfig:
+    """The same run with vLLM and verl in place of the Tinker backend, set up as in the quickstart's YAML for them."""
+    road: Any = OmegaConf.load(example("rec_gsm8k/quickstart_vllm.yaml"))
+    config.model.tinker = {"enable": False}
+    config.cluster = road.cluster
+    config.explorer.rollout_model = road.explorer.rollout_model
+    config.explorer.rollout_model.seed = seed
+    config.explorer.eval_on_startup = False
+    for key, value in road.trainer.items():
+        if key != "total_steps":
+            config.trainer[key] = value
+    return config
 
 
 def write_model(directory: Path) -> None:
@@ -212,18 +242,27 @@ def through_trinity(
 
     lab = {name: [read_rows(path) for path in paths] for name, paths in tables.items()}
     trinity = {name: [read_rows(run.table) for run in same] for name, same in runs.items()}
-    draw_side_by_side({"in the lab": lab, "through trinity run": trinity}, out / "trinity.png")
+    sides = {"in the lab": lab, "through trinity run": trinity}
+    main_road = {run.variant: run for run in main_road_runs(out, steps) if run.is_there()}
+    if main_road:
+        sides["with vLLM and verl"] = {name: [read_rows(run.table)] for name, run in main_road.items()}
+    draw_side_by_side(sides, out / "trinity.png")
     summary = [
         {
             "variant": name,
             "lab_final": [final_rollouts(columns) for columns in lab[name]],
             "trinity_final": [final_rollouts(columns) for columns in trinity[name]],
+            "vllm_final": [final_rollouts(read_rows(main_road[name].table))] if name in main_road else [],
             "seconds": [json.loads(run.cost.read_text(encoding="utf-8"))["seconds"] for run in runs[name]],
         }
         for name in ALGORITHMS
     ]
     (out / "trinity.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     return summary
+
+
+def main_road_runs(out: Path, steps: int) -> list[Run]:
+    return [Run(out / "vllm", name, 0, steps, main_road=True) for name in MAIN_ROAD]
 
 
 def execute(runs: Sequence[Run], console: Console) -> None:
@@ -265,3 +304,15 @@ def draw_side_by_side(sides: Mapping[str, Mapping[str, Sequence[Columns]]], path
             )
     shared_legend(figure)
     return save(figure, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Make the runs of the main road; needs the environment of test-vllm.")
+    parser.add_argument("out", type=Path, help="OUT/trinity of `trinity-rec reproduce --trinity`")
+    parser.add_argument("--steps", type=int, default=120)
+    options = parser.parse_args()
+    execute(main_road_runs(options.out, options.steps), stderr())
+
+
+if __name__ == "__main__":
+    main()

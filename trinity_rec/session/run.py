@@ -85,8 +85,8 @@ def require(config: Config) -> None:
         raise LaunchError("cannot run here: " + "; ".join(reasons))
 
 
-def prepare(session: Session, config: Config, weights: Path) -> None:
-    """Start what a run needs beside `trinity run`; a Tinker server saves to `weights`."""
+def prepare(session: Session, config: Config, weights: Path, **server: int | bool) -> None:
+    """Start what a run needs beside `trinity run`; a Tinker server, with options of `serve`, saves to `weights`."""
     import torch
 
     need = needs(config)
@@ -95,7 +95,7 @@ def prepare(session: Session, config: Config, weights: Path) -> None:
     session.start_ray(gpus=need.gpus)
     if need.tinker:
         port = urlsplit(config.model.tinker.base_url).port or 0
-        session.start_server(Path(config.model.model_path), root=weights, port=port)
+        session.start_server(Path(config.model.model_path), root=weights, port=port, **server)
         session.env[SERVER] = session.base_url
 
 
