@@ -72,8 +72,8 @@ def rewards_table(rewards: Sequence[Mapping[str, str]]) -> str:
 
 
 def trinity_table(side_by_side: Sequence[dict[str, Any]]) -> str:
-    """One row an algorithm: the reward of the last rollouts in the lab and through `trinity run`, and its seconds; where
-    it was run, the same with vLLM and verl."""
+    """One row an algorithm: the reward of the last rollouts in the lab and through `trinity run`, and its seconds;
+    where it was run, the same with vLLM and verl."""
     rows = ["| algorithm | lab, by seed | `trinity run` | seconds | with vLLM and verl |", "|---|---|---|---|---|"]
     for each in side_by_side:
         lab, trinity, vllm = (
