@@ -151,7 +151,7 @@ def test_errors(section):
         "  algorithm_type: rec # doubt: switches to rec_twoside_nois with epsilon_high 0.5\n"
         "  repeat_times: 8\n"
         "  policy_loss_fn_args: {clip_mode: two-side, epsilon_high: 0.5}\n",
-        "  algorithm_type: grpo # doubt: `trinity-rec use rec_grpo run.yaml`\n  repeat_times: 8\n",
+        "  algorithm_type: grpo\n  repeat_times: 8\n",
         "  algorithm_type: rec_grpo # doubt: only with --plugin-dir\n  repeat_times: 8\n",
         "  algorithm_type: trinity_rec.rec_reinforce # doubt: neither clipping nor a regulariser\n  repeat_times: 8\n",
         "  algorithm_type: trinity_rec.rec\n"
@@ -255,6 +255,98 @@ def test_a_sample_strategy_of_trinitys_on_tinker_costs_a_reference_pass():
     text = text.replace("  max_model_len: 2048\n", TINKER)
     assert_marks(text)
     assert report(text).summary.reference_model
+
+
+LOSS_OF_MINE = """\
+from trinity.algorithm.policy_loss_fn.policy_loss_fn import PolicyLossFn
+
+
+class Mine(PolicyLossFn):
+    def __init__(self, backend="verl", *, beta, floor=0.1):
+        super().__init__(backend=backend)
+
+    def __call__(self, logprob, old_logprob, action_mask, advantages, **kwargs):
+        return logprob.sum(), {}
+
+    @classmethod
+    def default_args(cls):
+        return {"beta": 0.5}
+"""
+
+
+@pytest.fixture
+def loss_of_mine(tmp_path_factory, monkeypatch):
+    folder = tmp_path_factory.mktemp("mine")
+    (folder / "my_losses.py").write_text(LOSS_OF_MINE)
+    monkeypatch.syspath_prepend(folder)
+
+
+def test_a_loss_of_ones_own_is_told_as_it_is(loss_of_mine):
+    section = GRPO + "  policy_loss_fn: my_losses.Mine # doubt: in place of the preset's own\n"
+    summary = report(with_algorithm(section)).summary
+    assert summary.gradient == "that of my_losses.Mine, not the preset's"
+    assert summary.policy_loss_fn_args == {"beta": 0.5}  # what Trinity passes where the YAML gives none
+    assert_marks(with_algorithm(section))
+    given = report(with_algorithm(section + "  policy_loss_fn_args: {beta: 1.5}\n")).summary
+    assert given.policy_loss_fn_args == {"beta": 1.5}
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        GRPO + "  policy_loss_fn: my_losses.Mine # doubt: in place of the preset's own\n"
+        "  policy_loss_fn_args:\n    beta: 1.0\n"
+        "    flor: 2 # error: my_losses.Mine takes no such argument; did you mean floor?\n",
+        GRPO + "  policy_loss_fn: my_losses.Mine # error: my_losses.Mine needs beta # doubt: in place of\n"
+        "  policy_loss_fn_args: {floor: 0.2}\n",
+        "  algorithm_type: grpo\n  repeat_times: 8\n"
+        "  policy_loss_fn_args:\n    clip_range: 0.2\n    epsilon_low: 0.2 # error: ppo takes no such argument\n",
+        GRPO + "  advantage_fn: grpo # doubt: in place of the preset's own\n"
+        "  advantage_fn_args:\n    epsilom: 1 # error: grpo takes no such argument; did you mean epsilon?\n",
+    ],
+)
+def test_arguments_of_other_blocks_are_held_against_their_constructors(section, loss_of_mine):
+    assert_marks(with_algorithm(section))
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        (
+            "  repeat_times: 8\n",
+            "  repeat_times: 8\n  policy_loss_fn_args:\n"
+            "    epsilon_low: '0.2' # error: '0.2' is text, not a number; unquote it\n",
+        ),
+        ("sync_interval: 20", "sync_interval: '20'"),  # OmegaConf reads it as the number that it is
+        (
+            "    taskset: {name: gsm8k, path: openai/gsm8k}\n",
+            "    tasksets:\n      - {name: a, path: x}\n      - name: b # error: this taskset has no path\n",
+        ),
+        (
+            "    taskset: {name: gsm8k, path: openai/gsm8k}\n",
+            "    taskset: {name: gsm8k, path: x}\n"
+            "    eval_tasksets:\n      - name: b # error: this eval taskset has no path\n",
+        ),
+        ("max_model_len: 2048", "max_model_len: '${oc.env:NO_SUCH_LENGTH}' # doubt: NO_SUCH_LENGTH is not set here"),
+        (
+            "model_path: Qwen/Qwen2.5-1.5B-Instruct",
+            "model_path: '${oc.env:NO_SUCH_MODEL}/x' # doubt: NO_SUCH_MODEL is not set here\n"
+            "  chat_template_path: '${model.model_path}/y' # doubt: NO_SUCH_MODEL is not set here",
+        ),
+    ],
+)
+def test_what_is_meant_is_said_where_it_is(old, new):
+    assert old in CLEAN
+    assert_marks(CLEAN.replace(old, new))
+
+
+def test_mode_train_is_told_as_what_it_is():
+    text = CLEAN.replace("mode: both", "mode: train").replace(
+        "batch_size: 96", "batch_size: 96\n  train_batch_size: 64"
+    )
+    said = dict(report(text).summary.lines())
+    assert said["rollouts"] == "none are made: they come from the experience buffer; trains on 64 a step"
+    assert "however old" in said["off-policy"]
 
 
 def test_a_kl_term_loads_a_reference_model():

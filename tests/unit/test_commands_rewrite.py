@@ -148,6 +148,16 @@ def test_sections_of_every_shape(text):
     assert {**new, "algorithm": 0} == {**data(text), "algorithm": 0}
 
 
+def test_a_section_in_braces_keeps_its_comments():
+    text = (
+        "algorithm: {\n  # the baseline\n  algorithm_type: grpo,  # was ppo\n  repeat_times: 8\n}  # ours\nmode: both\n"
+    )
+    assert switched(text) == (
+        "algorithm:  # ours\n  # the baseline\n  # was ppo\n  algorithm_type: trinity_rec.rec_oneside_nois\n"
+        "  repeat_times: 8\nmode: both\n"
+    )
+
+
 def test_doing_it_twice_changes_nothing():
     once = switched(YAML, epsilon_high=2.0)
     assert switched(once) == once

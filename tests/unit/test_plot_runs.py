@@ -55,6 +55,20 @@ def test_runs_whose_names_differ_only_in_a_seed_are_one_curve(paths, labels):
     assert runs.labels_of([Path("/runs") / path for path in paths]) == labels
 
 
+def test_one_run_under_two_labels_is_two_curves(tmp_path):
+    make_run(tmp_path / "x", steps=3)
+    groups = runs.read_groups([f"A={tmp_path / 'x'}", f"B={tmp_path / 'x'}", f"B={tmp_path / 'x'}"])
+    assert [(group.label, len(group.runs)) for group in groups] == [("A", 1), ("B", 1)]
+
+
+def test_the_summary_shows_the_peak(tmp_path):
+    rise_and_fall = {**VERL, "critic/rewards/mean": lambda step: 0.1 * min(step, 40 - step)}
+    make_run(tmp_path / "x", rise_and_fall, steps=40)
+    picture = page.Picture.of(runs.PANELS[0], runs.read_groups([str(tmp_path)]))
+    heads, rows = page.table_of([picture], runs.read_groups([str(tmp_path)]))
+    assert heads[-1] == "highest reward" and rows[0][-1] == "1.75 at 24"  # the mean of steps 15 to 24
+
+
 def test_seeds_become_one_curve_with_their_union_of_steps(tmp_path):
     make_run(tmp_path / "rec_grpo-seed0", steps=3)
     make_run(tmp_path / "rec_grpo-seed1", steps=2, shift=0.5)

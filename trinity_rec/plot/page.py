@@ -11,7 +11,18 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from trinity_rec.plot.draw import Curve, Style, band, draw_curves, dress, new_figure, save, shared_legend, styles_for
+from trinity_rec.plot.draw import (
+    Curve,
+    Style,
+    band,
+    draw_curves,
+    dress,
+    new_figure,
+    running_mean,
+    save,
+    shared_legend,
+    styles_for,
+)
 from trinity_rec.plot.runs import LAST, Group, Panel, curve, final, tags_of
 
 
@@ -60,15 +71,29 @@ class Picture:
             return f"{mean:.3g}"
         return f"{mean:.3g} ({low:.3g} to {high:.3g})"
 
+    def peak(self, label: str) -> str:
+        """The highest mean over `LAST` steps, and the last of these steps."""
+        if label not in self.curves:
+            return "-"
+        curve = self.curves[label]
+        mean, _, _ = band(running_mean(curve.values, LAST))
+        if not np.isfinite(mean).any():
+            return "-"
+        best = int(np.nanargmax(mean))
+        return f"{mean[best]:.3g} at {curve.steps[best]}"
+
 
 def table_of(pictures: Sequence[Picture], groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
-    """Heads and rows: a row a group, with its runs, steps and final numbers."""
+    """Heads and rows: a row a group, with its runs, steps, final numbers, and where the reward was highest."""
     heads = ["", "runs", "steps", *(picture.panel.title for picture in pictures)]
+    rewards = [picture for picture in pictures if picture.panel.name == "reward"]
+    heads += ["highest reward"] * len(rewards)
     rows = []
     for group in groups:
         steps = max((p.curves[group.label].steps[-1] for p in pictures if group.label in p.curves), default=0)
         numbers = (picture.number(group.label) for picture in pictures)
-        rows.append([group.label, str(len(group.runs)), str(steps), *numbers])
+        peaks = (picture.peak(group.label) for picture in rewards)
+        rows.append([group.label, str(len(group.runs)), str(steps), *numbers, *peaks])
     return heads, rows
 
 
@@ -177,7 +202,8 @@ _BODY = """<p class="note">{runs}. Lines are means over seeds. Bands: three runs
 {figures}
 </div>
 <h2>Numbers</h2>
-<p class="note">Mean of each run's last {last} values, then over runs; the band in brackets.</p>
+<p class="note">Mean of each run's last {last} values, then over runs; the band in brackets. The highest
+reward is a mean over {last} steps too, with its last step.</p>
 <div class="scroll"><table>
 {table}
 </table></div>

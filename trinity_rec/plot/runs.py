@@ -67,16 +67,15 @@ def read_groups(arguments: Sequence[str], each_run: bool = False) -> list[Group]
     Raises:
         LogsError: a directory without logs, or a damaged one.
     """
-    found: dict[Path, str] = {}
+    found: dict[tuple[str, Path], None] = {}  # a run may be drawn under several labels, but once under each
     for argument in arguments:
         label, equals, path = argument.partition("=")
         if not equals or Path(argument).exists():
             label, path = "", argument
         for job in find_runs(Path(path)):
-            found[job.resolve()] = label
+            found[label, job.resolve()] = None
     grouped: dict[str, list[Path]] = {}
-    for job, own in zip(found, labels_of(list(found), each_run), strict=True):
-        given = found[job]
+    for (given, job), own in zip(found, labels_of([job for _, job in found], each_run), strict=True):
         label = f"{given}/{own}" if given and each_run else given or own
         grouped.setdefault(label, []).append(job)
     presets = {label: label.rpartition("/")[2].removeprefix("trinity_rec.").replace("-", "_") for label in grouped}

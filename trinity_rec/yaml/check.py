@@ -12,6 +12,7 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import inspect
 import re
 import tempfile
 import typing
@@ -24,7 +25,7 @@ from trinity_rec.yaml.document import Document, Key, dotted
 from trinity_rec.yaml.effective import trinity_warnings
 from trinity_rec.yaml.source import unreadable_buffer
 from trinity_rec.yaml.summary import Summary, summarise
-from trinity_rec.yaml.translate import COUNTERPARTS, MODES, nearest
+from trinity_rec.yaml.translate import MODES, nearest
 
 if typing.TYPE_CHECKING:
     from trinity.common.config import Config
@@ -104,10 +105,13 @@ class _Check:
     def __init__(self, document: Document) -> None:
         self.document = document
         self.findings: list[Finding] = []
+        self.unset: list[tuple[Key, ...]] = []  # keys whose environment variable is not set here
 
     def add(self, level: str, keys: tuple[Key, ...], message: str, suggestion: str = "") -> None:
         from trinity_rec.plugin.arguments import shortened
 
+        if level == ERROR and _is_number_in_quotes(value := _get(self.document.data, keys)):
+            message, suggestion = f"{value!r} is text, not a number", "unquote it"
         texts = map(shortened, (dotted(keys), message, suggestion))
         finding = Finding(level, self.document.line(keys), *texts)
         if finding not in self.findings:
@@ -126,6 +130,7 @@ class _Check:
                     self.add(ERROR, ("buffer", "trainer_input", "experience_buffer", "storage_type"), problem)
             else:
                 _fill_in_defaults(config)
+            self._bind_foreign_blocks(config)
             self._trinity_checks(config)
             summary = summarise(config)
             if ours is not None:
@@ -191,7 +196,7 @@ class _Check:
     def _config(self, data: dict[str, Any]) -> Config | None:
         """The configuration as Trinity loads it; what depends on an environment that is not here keeps its default."""
         from omegaconf import OmegaConf
-        from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
+        from omegaconf.errors import OmegaConfBaseException
 
         try:
             merged = OmegaConf.merge(_blank(), data)
@@ -202,10 +207,13 @@ class _Check:
                 OmegaConf.select(merged, dotted(keys), throw_on_missing=True)
             except OmegaConfBaseException as error:
                 environment = re.search(r"Environment variable '(\w+)' not found", str(error))
-                if isinstance(error, InterpolationResolutionError) and environment:
+                if environment:
                     self.add(
                         DOUBT, keys, f"environment variable {environment[1]} is not set here", "set it for the run"
                     )
+                    self.unset.append(keys)
+                elif any(dotted(keys) in value for keys in self.unset):
+                    self.unset.append(keys)  # it refers to what is not set here
                 else:
                     self.add(ERROR, keys, f"{value}: {str(error).splitlines()[0]}")
                 _drop(data, keys)
@@ -250,16 +258,12 @@ class _Check:
                 + (f" with {differing}" if differing else ""),
             )
         elif name in upstream:
-            counterpart = COUNTERPARTS.get(name)
-            hint = f"`trinity-rec use {counterpart} {self.document.path}`" if counterpart else "see `trinity-rec list`"
-            self.add(DOUBT, keys, f"{name} is Trinity's own: its arguments are not judged here", f"to switch: {hint}")
+            pass  # Trinity's own: its blocks' arguments are held against their constructors
         elif "." in name and not name.startswith("trinity_rec."):
             problem = _import_problem(name, type(ALGORITHM_TYPE.get("grpo")))
             if problem is not None:
                 self.add(ERROR, keys, problem, "the dotted path of an AlgorithmType, or see `trinity-rec list`")
                 config.algorithm.algorithm_type = type(config.algorithm)().algorithm_type
-            else:
-                self.add(DOUBT, keys, f"{name} is a class of your own: its arguments are not judged here")
         else:
             near = closest(plain, PRESETS)
             known = [*(f"trinity_rec.{preset}" for preset in PRESETS), *upstream]
@@ -291,18 +295,37 @@ class _Check:
             keys, message, suggestion = self._placed(warning)
             self.add(DOUBT, keys, message, suggestion)
 
+    def _bind_foreign_blocks(self, config: Config) -> None:
+        """Hold the arguments that Trinity will pass to a block that is not ours against its constructor."""
+        algorithm = config.algorithm
+        for key, registry in _registries():
+            name = getattr(algorithm, key)
+            if name is None or name.startswith("trinity_rec."):
+                continue
+            block = registry.get(name)
+            if block is None:
+                continue
+            if getattr(algorithm, f"{key}_args") is None:  # then Trinity passes the block's own
+                setattr(algorithm, f"{key}_args", block.default_args())
+            args = getattr(algorithm, f"{key}_args")
+            passed = [*args, *_PASSED_BY_TRINITY.get(key, ())]
+            parameters = dict(list(inspect.signature(block.__init__).parameters.items())[1:])
+            named = [
+                each.name for each in parameters.values() if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
+            ]
+            takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+            for argument in () if takes_any else passed:
+                if argument not in named:
+                    place = ("algorithm", f"{key}_args", argument) if argument in args else ("algorithm", key)
+                    said = "" if argument in args else f" {argument}, which Trinity passes"
+                    self.add(ERROR, place, f"{name} takes no such argument{said}", did_you_mean(argument, named))
+            for argument in named:
+                if parameters[argument].default is inspect.Parameter.empty and argument not in passed:
+                    self.add(ERROR, ("algorithm", key), f"{name} needs {argument}", f"{key}_args: {{{argument}: …}}")
+
     def _known_functions(self, config: Config) -> None:
         """Names that Trinity's registries do not have, and classes that cannot be imported."""
-        from trinity import algorithm as registries
-
-        for key, registry in (
-            ("policy_loss_fn", registries.POLICY_LOSS_FN),
-            ("advantage_fn", registries.ADVANTAGE_FN),
-            ("kl_loss_fn", registries.KL_FN),
-            ("kl_penalty_fn", registries.KL_FN),
-            ("entropy_loss_fn", registries.ENTROPY_LOSS_FN),
-            ("sample_strategy", registries.SAMPLE_STRATEGY),
-        ):
+        for key, registry in _registries():
             name = getattr(config.algorithm, key)
             if name is None or name in registry._default_mapping or name in registry.modules:
                 continue
@@ -365,7 +388,6 @@ class _Check:
         ]
         if has_cluster and not attempt.model.tinker.enable:  # else it asks a Ray cluster
             validators.insert(4, (trinity.RayClusterConfigValidator, "cluster", lambda each: each.validate(attempt)))
-        absent = {keys for keys, _ in _interpolations(self.document.data)}
         with tempfile.TemporaryDirectory() as checkpoints, trinity_warnings():
             attempt.checkpoint_root_dir = attempt.checkpoint_job_dir = checkpoints
             for validator, section, validate in validators:
@@ -373,14 +395,28 @@ class _Check:
                     validate(validator())
                 except (ValueError, AssertionError, RuntimeError, ImportError, KeyError, TypeError, OSError) as error:
                     message = " ".join(str(error).split()) or type(error).__name__
-                    keys = self._mentioned(message, section)
-                    if "path is not configured" in message and any(each[-1] == "path" for each in absent):
+                    if any(str(keys[-1]) in message or isinstance(error, TypeError) for keys in self.unset):
                         continue  # it comes from the environment, and is doubted already
+                    if "path is not configured" in message:
+                        kind = "eval taskset" if message.startswith("Eval") else "taskset"
+                        message, keys = f"this {kind} has no path", self._without_path(kind)
+                    else:
+                        keys = self._mentioned(message, section)
                     self.add(ERROR, keys, message)
 
     @property
     def errors(self) -> list[Finding]:
         return [each for each in self.findings if each.level == ERROR]
+
+    def _without_path(self, kind: str) -> tuple[Key, ...]:
+        """The first taskset of the file that Trinity misses a path in."""
+        place = ("buffer", "explorer_input")
+        several = "eval_tasksets" if kind == "eval taskset" else "tasksets"
+        listed = _get(self.document.data, (*place, several)) or []
+        for index, taskset in enumerate(listed if isinstance(listed, list) else ()):
+            if not _get(taskset, ("path",)):
+                return (*place, several, index)
+        return (*place, "taskset")
 
     def _mentioned(self, message: str, section: str) -> tuple[Key, ...]:
         """The key that one of Trinity's messages names, as far as it is written in the file; else the section."""
@@ -393,6 +429,32 @@ class _Check:
 
 
 _MISFIT = object()
+# What Trinity passes to the constructors of blocks beside their arguments.
+_PASSED_BY_TRINITY = {"policy_loss_fn": ("backend",), "sample_strategy": ("buffer_config",)}
+
+
+def _is_number_in_quotes(value: Any) -> bool:
+    if not isinstance(value, str):
+        return False
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return True
+
+
+def _registries() -> tuple[tuple[str, Any], ...]:
+    """The keys that name a block, with Trinity's registry of such blocks."""
+    from trinity import algorithm as registries
+
+    return (
+        ("policy_loss_fn", registries.POLICY_LOSS_FN),
+        ("advantage_fn", registries.ADVANTAGE_FN),
+        ("kl_loss_fn", registries.KL_FN),
+        ("kl_penalty_fn", registries.KL_FN),
+        ("entropy_loss_fn", registries.ENTROPY_LOSS_FN),
+        ("sample_strategy", registries.SAMPLE_STRATEGY),
+    )
 
 
 @functools.cache

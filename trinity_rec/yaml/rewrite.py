@@ -203,16 +203,29 @@ def _entries(document: Document, extent: Extent, node: Any) -> tuple[dict[str, t
     """The section's entries, each with the comments above it; what stands before and after them; their indent."""
     text = document.text
     if not isinstance(node, MappingNode) or not node.value or node.flow_style:
-        # Empty, or in braces: written anew, as a block.
+        # Empty, or in braces: written anew, as a block, with its comments on top.
         data = document.data.get("algorithm") or {}
         newline = "\r\n" if "\r\n" in text else "\n"
-        return {key: ("", _block({key: value}, "  ", newline)) for key, value in data.items()}, "algorithm:", "", "  "
+        behind, above = _comments(text[extent.start : extent.end])
+        head = f"algorithm:{behind}" + "".join(f"{newline}  {comment}" for comment in above)
+        return {key: ("", _block({key: value}, "  ", newline)) for key, value in data.items()}, head, "", "  "
     found, parts = {}, list(extents(text, node, extent.end))
     position = parts[0].start
     for entry in parts:
         found[entry.key] = (text[position : entry.start], text[entry.start : entry.end])
         position = entry.end
     return found, text[extent.start : parts[0].start], text[position : extent.end], " " * parts[0].indent
+
+
+def _comments(section: str) -> tuple[str, list[str]]:
+    """The comments of a section in braces: the one behind its end, with the space before it, and those within."""
+    behind, within = "", []
+    for token in _round_trip().scan(section):
+        after, before = getattr(token, "_comment", None) or (None, None)
+        within += [each.value.strip() for each in before or ()]
+        if after is not None:
+            behind = "  " + after.value.strip().splitlines()[0]
+    return behind, within
 
 
 def _ended(entry: str, newline: str) -> str:

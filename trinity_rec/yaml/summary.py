@@ -15,7 +15,7 @@ from trinity_rec.yaml.notation import readable
 from trinity_rec.yaml.translate import ADVANTAGE_ARGS, LOSS_ARGS, MODES, nearest_preset
 
 if TYPE_CHECKING:
-    from trinity.common.config import Config
+    from trinity.common.config import AlgorithmConfig, Config
 
 TRAINING_MODES = ("both", "colocate", "train")
 ROLLOUT_MODES = ("both", "colocate", "explore")
@@ -68,7 +68,10 @@ class Summary:
         yield "reference", "loaded, and run every step" if self.reference_model else "no reference model"
         yield "off-policy", self.off_policy
         rollouts = f"{self.prompts_per_step} prompts x {self.responses_per_prompt} responses"
-        yield "rollouts", f"{rollouts} = {self.responses_per_step} a step; trains on {self.train_batch_size}"
+        made, read = f"{rollouts} = {self.responses_per_step} a step", f"trains on {self.train_batch_size} a step"
+        if self.mode not in ROLLOUT_MODES:
+            made = "none are made: they come from the experience buffer"
+        yield "rollouts", f"{made}; {read}" if self.mode in TRAINING_MODES else made
         yield "memory", self.memory
 
 
@@ -83,8 +86,9 @@ def summarise(config: Config) -> Summary:
     known = preset is not None or name in ALGORITHM_TYPE._default_mapping
     reference = bool(known and ALGORITHM_TYPE.get(name).use_reference)
     loss_args, advantage_args = dict(algorithm.policy_loss_fn_args or {}), dict(algorithm.advantage_fn_args or {})
-    if preset is not None:
+    if algorithm.policy_loss_fn == "trinity_rec.RECPolicyLoss":
         loss_args = arguments.read_only(loss_args, arguments.POLICY_LOSS)
+    if algorithm.advantage_fn == "trinity_rec.RECAdvantage":
         advantage_args = arguments.read_only(advantage_args, arguments.ADVANTAGE)
     loss_args.pop("loss_agg_mode", None)
     strategy_args = dict(algorithm.sample_strategy_args or {})
@@ -95,7 +99,7 @@ def summarise(config: Config) -> Summary:
         mode=config.mode,
         algorithm_type=name,
         title="" if preset is None else preset.title,
-        gradient="" if preset is None else readable(_gradient(preset, loss_args, advantage_args)),
+        gradient=_gradient_of(algorithm, preset, loss_args, advantage_args),
         policy_loss_fn=algorithm.policy_loss_fn,
         policy_loss_fn_args=loss_args,
         advantage_fn=algorithm.advantage_fn,
@@ -113,6 +117,20 @@ def summarise(config: Config) -> Summary:
         train_batch_size=buffer.train_batch_size or responses,
         memory=_memory(config, reference),
     )
+
+
+def _gradient_of(
+    algorithm: AlgorithmConfig, preset: Preset | None, loss_args: Mapping[str, Any], advantage_args: Mapping[str, Any]
+) -> str:
+    from trinity_rec.plugin.algorithm import ADVANTAGE, POLICY_LOSS
+
+    loss, advantage = algorithm.policy_loss_fn, algorithm.advantage_fn
+    if preset is None:
+        return f"that of {loss}, which is not this package's" if "." in (loss or "") else ""
+    if loss != POLICY_LOSS:
+        return f"that of {loss}, not the preset's"
+    gradient = readable(_gradient(preset, loss_args, advantage_args if advantage == ADVANTAGE else preset.advantage))
+    return gradient if advantage == ADVANTAGE else f"{gradient}, with A by {advantage}"
 
 
 def _gradient(preset: Preset, policy_loss: Mapping[str, Any], advantage: Mapping[str, Any]) -> str:
@@ -158,7 +176,7 @@ def _off_policy(config: Config, bounds: tuple[int, int] | None) -> str:
     if config.mode not in TRAINING_MODES:
         return f"mode {config.mode} trains nothing"
     if config.mode == "train":
-        return "offline: trains on what is in the experience buffer"
+        return "offline: trains on what is in the experience buffer, however old"
     if config.algorithm.sample_strategy == "trinity_rec.OfflineSampleStrategy":
         return "offline: the first batches, over and over"
     if bounds is None and sync.sync_style == SyncStyle.FIXED:
