@@ -13,7 +13,8 @@ import time
 import torch
 
 from trinity_rec.lab.rates import RATES
-from trinity_rec.lab.training import SETTINGS, VARIANTS, Experiment, train
+from trinity_rec.lab.training import Experiment, train
+from trinity_rec.variants import SETTINGS, VARIANTS
 
 
 def steps_per_second(task: str, steps: int, evaluate_every: int) -> float:

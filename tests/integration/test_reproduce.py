@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 from trinity_rec.cli import app
 from trinity_rec.lab import bandit, reproduce
 from trinity_rec.lab.reproduce import ALL_CLAIMS, OtherResults, Scale
-from trinity_rec.lab.training import COLUMNS, SETTINGS, VARIANTS
+from trinity_rec.lab.training import COLUMNS
+from trinity_rec.variants import SETTINGS, VARIANTS
 
 TINY = Scale(("addition",), seeds=2, steps=30, every_variant=False)
 CONSOLE = Console(quiet=True)

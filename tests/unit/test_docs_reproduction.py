@@ -12,8 +12,8 @@ from trinity_rec.lab.rates import RATES
 from trinity_rec.lab.report import mass_table, parts_table, rewards_table, summary_table, trinity_table
 from trinity_rec.lab.reproduce import ALL_CLAIMS, BANDIT, BANDIT_RULE, FULL, cells
 from trinity_rec.lab.tasks import TASKS
-from trinity_rec.lab.training import SETTINGS, VARIANTS
 from trinity_rec.lab.warm_up import ASSETS
+from trinity_rec.variants import SETTINGS, VARIANTS
 
 DOCS = Path(__file__).parents[2] / "docs"
 RESULTS = DOCS / "reproduction"
@@ -46,9 +46,13 @@ def test_a_claim_s_section_has_its_verdict_its_statement_its_figure_and_its_numb
     assert len(paragraph) > 200 and not paragraph.startswith("|")
 
 
-def test_the_full_grid_stands_behind_the_page():
+def test_all_cells_of_the_grid_stand_behind_what_the_page_shows():
+    """A preset that came after the runs has no row and needs none; one that has was run as the others were."""
     measured = {(row["task"], row["setting"], row["variant"]): int(row["seeds"]) for row in REWARDS}
-    assert measured == dict.fromkeys(cells(ALL_CLAIMS[1:], FULL), FULL.seeds)
+    shown = {variant for _, _, variant in measured}
+    grid = [cell for cell in cells(ALL_CLAIMS[1:], FULL) if cell[2] in shown]
+    assert measured == dict.fromkeys(grid, FULL.seeds)
+    assert {variant for claim in CLAIMS.values() for variant in claim.variants} <= shown <= set(VARIANTS)
 
 
 def test_the_choice_is_read_off_the_same_results():
@@ -74,4 +78,3 @@ def test_the_models_and_the_rates_are_those_in_use():
         row = next(line for line in PAGE.splitlines() if re.match(rf"\| {task.title} \| [+-]", line))
         assert row.endswith(f"| {RATES[name]:g} |")
     assert all(setting.title.split()[0] in PAGE for setting in SETTINGS.values())
-    assert set(row["variant"] for row in REWARDS) == set(VARIANTS)

@@ -14,7 +14,7 @@ from trinity_rec.lab.statistics import (
     resampled_means,
     roughness,
 )
-from trinity_rec.lab.training import SETTINGS, VARIANTS
+from trinity_rec.variants import SETTINGS, VARIANTS
 
 STEPS = 13
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from trinity_rec.lab import training
-from trinity_rec.lab.training import COLUMNS, SETTINGS, VARIANTS, Experiment, Setting, train
+from trinity_rec.lab.training import COLUMNS, Experiment, objective_of, shaping_of, train
 from trinity_rec.presets import PRESETS
+from trinity_rec.variants import SETTINGS, VARIANTS, Setting
 
 SHORT = Experiment(
     "addition", SETTINGS["on_policy"], VARIANTS["rec_grpo"], 0, 5e-4, steps=6, problems=4, samples=4, evaluate_every=3
@@ -91,7 +92,7 @@ def test_offline_rollouts_get_stale():
 def test_every_preset_is_a_variant_with_the_table_s_arguments():
     assert set(PRESETS) - {"rec"} <= set(VARIANTS)
     for variant in VARIANTS.values():
-        objective, shaping = variant.objective(), variant.shaping()
+        objective, shaping = objective_of(variant), shaping_of(variant)
         expected = {**PRESETS[variant.preset].policy_loss, **variant.policy_loss}
         assert {name: getattr(objective, name) for name in expected} == expected
         assert {name: getattr(shaping, name) for name in PRESETS[variant.preset].advantage} == dict(

@@ -10,8 +10,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from trinity_rec.paper.compose import Run, header, ours, parsed, typed, validated
-from trinity_rec.paper.experiments import ALGORITHMS, EXPERIMENTS, SETTINGS, TASKS, figure_names, select
+from trinity_rec.paper.experiments import EXPERIMENTS, TASKS, figure_names, select
 from trinity_rec.terminal import UsageError
+from trinity_rec.variants import SETTINGS, VARIANTS
 
 GRPO = EXPERIMENTS["gsm8k/sync_interval_20/rec_grpo"]
 
@@ -33,22 +34,24 @@ def test_names_say_task_setting_and_algorithm():
         task, setting, algorithm = name.split("/")
         assert experiment.task is TASKS[task]
         assert experiment.setting is SETTINGS[setting]
-        assert experiment.algorithm is ALGORITHMS[algorithm]
+        assert experiment.algorithm is VARIANTS[algorithm]
 
 
-def test_names_are_those_of_the_lab():
-    """The same algorithm in the same setting is called the same in `trinity-rec reproduce`."""
-    from trinity_rec.lab.training import SETTINGS as LAB_SETTINGS
-    from trinity_rec.lab.training import VARIANTS
-
-    assert set(SETTINGS) == set(LAB_SETTINGS)
-    for name, algorithm in ALGORITHMS.items():
-        assert VARIANTS[name].preset == algorithm.preset
-        assert VARIANTS[name].policy_loss == algorithm.policy_loss
-        assert VARIANTS[name].rate_factor == pytest.approx((algorithm.lr or 1e-6) / 1e-6)
-    for name, setting in SETTINGS.items():
-        assert LAB_SETTINGS[name].sync_offset == setting.synchronizer["sync_offset"]
-        assert (LAB_SETTINGS[name].sync_interval is None) is setting.is_offline
+def test_settings_and_rates_are_those_that_the_paper_names():
+    synchronizers = {
+        "on_policy": (1, 0),
+        "sync_interval_20": (20, 0),
+        "sync_offset_10": (1, 10),
+        "offline": ("${buffer.total_steps}", 0),
+    }
+    assert set(synchronizers) == set(SETTINGS)
+    for name, (interval, offset) in synchronizers.items():
+        assert SETTINGS[name].synchronizer() == {"sync_interval": interval, "sync_offset": offset}
+        assert SETTINGS[name].is_offline is (name == "offline")
+    for factor in (2, 3, 4, 5):
+        config = Run(EXPERIMENTS[f"gsm8k/sync_interval_20/rec_grpo_rate_{factor}"], 1).training()
+        assert config.algorithm.optimizer.lr == pytest.approx(factor * 1e-6)
+    assert float(Run(GRPO, 1).training().algorithm.optimizer.lr) == 1e-6
 
 
 @pytest.mark.parametrize(

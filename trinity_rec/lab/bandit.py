@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trinity_rec.lab.training import VARIANTS, Row, Variant
+from trinity_rec.lab.training import Row, objective_of, shaping_of
+from trinity_rec.variants import VARIANTS, Variant
 
 BEHAVIOUR = (0.3, 0.6, 0.1)
 REWARDS = (0.0, 0.8, 1.0)
@@ -60,7 +61,7 @@ def sampled(variant: Variant, seed: int, steps: int = STEPS) -> Tensor:
 def _follow(variant: Variant, draw, *, samples: int, steps: int, seed: int) -> Tensor:
     """Gradient ascent on the logits from the behaviour policy; `draw` gives the arms of a step, [groups * samples]."""
     generator = torch.Generator().manual_seed(seed)
-    objective, shaping = variant.objective(), variant.shaping()
+    objective, shaping = objective_of(variant), shaping_of(variant)
     behaviour, rewards = torch.tensor(BEHAVIOUR).double(), torch.tensor(REWARDS).double()
     logits = behaviour.log().requires_grad_()
     path = [behaviour]

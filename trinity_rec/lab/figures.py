@@ -10,8 +10,8 @@ import numpy as np
 from trinity_rec.lab.bandit import BANDIT_VARIANTS, REWARDS
 from trinity_rec.lab.claims import Claim, Curves
 from trinity_rec.lab.tasks import TASKS
-from trinity_rec.lab.training import SETTINGS, VARIANTS
 from trinity_rec.plot.draw import INK, Curve, draw_curves, figure_grid, save, shared_legend
+from trinity_rec.variants import SETTINGS, VARIANTS
 
 DETAILS = {"kl_initial": "KL from the start", "clip_fraction": "clip fraction"}
 

@@ -20,7 +20,8 @@ import numpy as np
 
 from trinity_rec.lab.grid import Job, read_rows
 from trinity_rec.lab.statistics import final
-from trinity_rec.lab.training import SETTINGS, VARIANTS, Experiment, train
+from trinity_rec.lab.training import Experiment, train
+from trinity_rec.variants import SETTINGS, VARIANTS
 
 CANDIDATES = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3)
 SEEDS = (100, 101, 102)

@@ -8,7 +8,7 @@ from typing import Any
 from trinity_rec.lab.bandit import BANDIT_VARIANTS
 from trinity_rec.lab.claims import HOLDS
 from trinity_rec.lab.tasks import TASKS
-from trinity_rec.lab.training import SETTINGS, VARIANTS
+from trinity_rec.variants import SETTINGS, VARIANTS
 
 
 def summary_table(judged: Sequence[dict[str, Any]]) -> str:

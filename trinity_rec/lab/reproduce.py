@@ -26,7 +26,8 @@ from trinity_rec.lab.grid import Job, read_rows, run_grid
 from trinity_rec.lab.report import report
 from trinity_rec.lab.statistics import Estimate, final, resampled_means
 from trinity_rec.lab.tasks import TASKS
-from trinity_rec.lab.training import SETTINGS, VARIANTS, Experiment, train
+from trinity_rec.lab.training import Experiment, train
+from trinity_rec.variants import SETTINGS, VARIANTS
 
 BANDIT = "C1"
 BANDIT_STATEMENT = (

@@ -45,13 +45,14 @@ from trinity_rec.lab.claims import Curve as Columns
 from trinity_rec.lab.grid import Job, read_rows, run_grid, write_rows
 from trinity_rec.lab.rates import RATES
 from trinity_rec.lab.tasks import TASKS, Problem, Vocabulary
-from trinity_rec.lab.training import COLUMNS, SETTINGS, VARIANTS, Experiment, Row, train
+from trinity_rec.lab.training import COLUMNS, Experiment, Row, train
 from trinity_rec.lab.warm_up import ASSETS
 from trinity_rec.plot.draw import Curve, draw_curves, figure_grid, save, shared_legend
 from trinity_rec.session import Session, TrainedStep, signals_as_exit, watch
 from trinity_rec.session.run import ANY_PORT, SERVER, load, prepare, require
 from trinity_rec.shipped import example, shipped
 from trinity_rec.terminal import stderr
+from trinity_rec.variants import SETTINGS, VARIANTS
 
 TASK, SETTING = "addition", "sync_interval_20"
 PATIENCE = 900  # seconds without a step; Trinity starts in half a minute, but not on cores that others keep busy

@@ -12,9 +12,8 @@ import random
 from collections import deque
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import mean
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,70 +24,17 @@ from trinity_rec.lab.warm_up import ASSETS
 from trinity_rec.objective import Objective
 from trinity_rec.presets import PRESETS
 from trinity_rec.shaping import Shaping
+from trinity_rec.variants import Setting, Variant
 
 GRADIENT_NORM = 1.0  # Trinity's and verl's default `grad_clip`
 
 
-@dataclass(frozen=True)
-class Setting:
-    """How far off-policy the rollouts are (section 5 of arXiv 2509.24203).
-
-    Attributes:
-        name, title: what users type, what figures say.
-        sync_interval: the rollout weights are refreshed every so many training steps; None never (offline).
-        sync_offset: the rollouts run so many steps ahead of training.
-    """
-
-    name: str
-    title: str
-    sync_interval: int | None = 1
-    sync_offset: int = 0
-
-    def rollout_version(self, step: int) -> int:
-        """The rollouts of training step `step` (from 0) come from the weights after so many steps."""
-        if self.sync_interval is None:
-            return 0
-        return max(0, step - self.sync_offset) // self.sync_interval * self.sync_interval
+def objective_of(variant: Variant) -> Objective:
+    return Objective(**{**PRESETS[variant.preset].policy_loss, **variant.policy_loss, "metrics": "full"})
 
 
-@dataclass(frozen=True)
-class Variant:
-    """An algorithm of an experiment: a preset, what differs from it, and a factor on the task's learning rate."""
-
-    name: str
-    title: str
-    preset: str
-    policy_loss: dict[str, Any] = field(default_factory=dict)
-    rate_factor: float = 1.0
-
-    def objective(self) -> Objective:
-        return Objective(**{**PRESETS[self.preset].policy_loss, **self.policy_loss, "metrics": "full"})
-
-    def shaping(self) -> Shaping:
-        return Shaping(**PRESETS[self.preset].advantage)
-
-
-WIDE = {"epsilon_low": 0.6, "epsilon_high": 2.0}
-
-SETTINGS = {
-    setting.name: setting
-    for setting in (
-        Setting("on_policy", "on-policy"),
-        Setting("sync_interval_20", "sync_interval 20", sync_interval=20),
-        Setting("sync_offset_10", "sync_offset 10", sync_offset=10),
-        Setting("offline", "offline", sync_interval=None),
-    )
-}
-
-VARIANTS = {
-    variant.name: variant
-    for variant in (
-        *(Variant(preset.name, preset.title, preset.name) for preset in PRESETS.values() if preset.name != "rec"),
-        Variant("rec_oneside_nois_wide", "REC-OneSide-NoIS (0.6, 2.0)", "rec_oneside_nois", WIDE),
-        Variant("rec_oneside_is_wide", "REC-OneSide-IS (0.6, 2.0)", "rec_oneside_is", WIDE),
-        *(Variant(f"rec_grpo_rate_{k}", f"GRPO, {k} times the rate", "rec_grpo", rate_factor=k) for k in (2, 3, 4, 5)),
-    )
-}
+def shaping_of(variant: Variant) -> Shaping:
+    return Shaping(**PRESETS[variant.preset].advantage)
 
 
 @dataclass(frozen=True)
@@ -136,7 +82,7 @@ def train(experiment: Experiment, report: Callable[[int], None] = lambda step: N
     task, setting, variant = TASKS[experiment.task], experiment.setting, experiment.variant
     initial = TinyLM.load(ASSETS / task.name)
     model, explorer = deepcopy(initial), deepcopy(initial)
-    objective, shaping = variant.objective(), variant.shaping()
+    objective, shaping = objective_of(variant), shaping_of(variant)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=experiment.rate * variant.rate_factor, weight_decay=0.0, fused=True
     )

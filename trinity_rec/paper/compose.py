@@ -83,8 +83,6 @@ def compose(run: Run) -> DictConfig:
     section: dict[str, Any] = {"algorithm_type": f"trinity_rec.{algorithm.preset}"}
     if algorithm.policy_loss:
         section["policy_loss_fn_args"] = dict(algorithm.policy_loss)
-    if algorithm.lr is not None:
-        section["optimizer"] = {"lr": algorithm.lr}
     config = OmegaConf.merge(
         dict.fromkeys(("mode", "project", "group", "name")),  # these first, as in Trinity's own examples
         *(OmegaConf.load(path) for path in bases(experiment)),
@@ -94,12 +92,14 @@ def compose(run: Run) -> DictConfig:
             "name": f"{algorithm.name}-seed{run.seed}",
             **({} if run.root is None else {"checkpoint_root_dir": str(run.root)}),
             "continue_from_checkpoint": True,
-            "synchronizer": dict(experiment.setting.synchronizer),
+            "synchronizer": experiment.setting.synchronizer(),
             "algorithm": section,
             "explorer": {"rollout_model": {"seed": run.seed}},
         },
     )
     assert isinstance(config, DictConfig)
+    if algorithm.rate_factor != 1:
+        config.algorithm.optimizer.lr = algorithm.rate_factor * float(config.algorithm.optimizer.lr)
     for key, value in run.overrides:
         try:
             OmegaConf.update(config, key, value, merge=False)

@@ -2,56 +2,18 @@
 
     gsm8k/sync_interval_20/rec_oneside_nois_wide
 
-An algorithm is a preset and what differs from it, a setting what it changes in `synchronizer`, a task a file of
-configs/paper/. Nothing heavy is imported here: `trinity-rec paper list` answers at once.
+Algorithms and settings are those of `trinity_rec.variants`, a task is a file of configs/paper/. Nothing heavy is
+imported here: `trinity-rec paper list` answers at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
 
-from trinity_rec.presets import PRESETS
 from trinity_rec.terminal import UsageError, did_you_mean
-
-
-@dataclass(frozen=True)
-class Setting:
-    """How far off-policy the rollouts are (section 5).
-
-    Attributes:
-        name, title: what users type, what tables and figures say.
-        synchronizer: what it changes in Trinity's section of that name.
-    """
-
-    name: str
-    title: str
-    synchronizer: dict[str, Any]
-
-    @property
-    def is_offline(self) -> bool:
-        """All rollouts come from the initial policy."""
-        return self.name == "offline"
-
-
-@dataclass(frozen=True)
-class Algorithm:
-    """A preset, and what differs from it.
-
-    Attributes:
-        name, title: what users type, what tables and figures say.
-        preset: a row of `trinity_rec.presets`.
-        policy_loss: arguments of its policy loss that differ from the preset's.
-        lr: learning rate, where it is not the task's.
-    """
-
-    name: str
-    title: str
-    preset: str
-    policy_loss: dict[str, Any] = field(default_factory=dict)
-    lr: float | None = None
+from trinity_rec.variants import SETTINGS, VARIANTS, Setting, Variant
 
 
 @dataclass(frozen=True)
@@ -73,7 +35,7 @@ class Experiment:
 
     task: Task
     setting: Setting
-    algorithm: Algorithm
+    algorithm: Variant
     figures: tuple[str, ...]
 
     @property
@@ -88,30 +50,6 @@ TASKS = {
         Task("toolace", "ToolACE", "Llama-3.2-3B-Instruct"),
         Task("guru_math", "Guru-Math", "Qwen2.5-7B-Instruct"),
         Task("math", "MATH", "Llama-3.1-8B-Instruct"),
-    )
-}
-
-SETTINGS = {
-    setting.name: setting
-    for setting in (
-        Setting("on_policy", "on-policy", {"sync_interval": 1, "sync_offset": 0}),
-        Setting("sync_interval_20", "sync_interval 20", {"sync_interval": 20, "sync_offset": 0}),
-        # The paper gives the offset alone; with new weights at each step every batch is ten steps old.
-        Setting("sync_offset_10", "sync_offset 10", {"sync_interval": 1, "sync_offset": 10}),
-        # As the authors run it: the first new weights come when all is over.
-        Setting("offline", "offline", {"sync_interval": "${buffer.total_steps}", "sync_offset": 0}),
-    )
-}
-
-WIDE = {"epsilon_low": 0.6, "epsilon_high": 2.0}
-
-ALGORITHMS = {
-    algorithm.name: algorithm
-    for algorithm in (
-        *(Algorithm(preset.name, preset.title, preset.name) for preset in PRESETS.values() if preset.name != "rec"),
-        Algorithm("rec_oneside_nois_wide", "REC-OneSide-NoIS (0.6, 2.0)", "rec_oneside_nois", WIDE),
-        Algorithm("rec_oneside_is_wide", "REC-OneSide-IS (0.6, 2.0)", "rec_oneside_is", WIDE),
-        *(Algorithm(f"rec_grpo_rate_{k}", f"GRPO, lr {k}e-6", "rec_grpo", lr=k * 1e-6) for k in (2, 3, 4, 5)),
     )
 }
 
@@ -176,7 +114,7 @@ def _table() -> dict[str, Experiment]:
                 if figure.number not in numbers:
                     numbers.append(figure.number)
     experiments = (
-        Experiment(TASKS[task], SETTINGS[setting], ALGORITHMS[algorithm], tuple(numbers))
+        Experiment(TASKS[task], SETTINGS[setting], VARIANTS[algorithm], tuple(numbers))
         for (task, setting, algorithm), numbers in found.items()
     )
     return {each.name: each for each in experiments}

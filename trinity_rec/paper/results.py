@@ -18,10 +18,11 @@ import numpy as np
 from rich.table import Table
 
 from trinity_rec.paper.compose import Run
-from trinity_rec.paper.experiments import ALGORITHMS, EXPERIMENTS, FIGURES, SETTINGS, Figure
+from trinity_rec.paper.experiments import EXPERIMENTS, FIGURES, Figure
 from trinity_rec.plot import events
 from trinity_rec.plot.draw import Curve, draw_curves, figure_grid, save, shared_legend
 from trinity_rec.plot.runs import PANELS, Group, Panel, curve, final, find, tags_of
+from trinity_rec.variants import SETTINGS, VARIANTS
 
 ACCURACY_TAG = re.compile(r"(bench|eval)/[^/]+/accuracy/mean@\d+")
 DRAWN = ("reward", "kl", "clip_fraction")
@@ -136,7 +137,7 @@ def _draw(figure: Figure, runs: list[tuple[Run, events.Run]], directory: Path) -
         for name in figure.algorithms:
             seeds = [logs for run, logs in runs if run.experiment.name == f"{figure.task}/{setting}/{name}"]
             if seeds:
-                groups.setdefault(setting, []).append(Group(ALGORITHMS[name].title, name, tuple(seeds)))
+                groups.setdefault(setting, []).append(Group(VARIANTS[name].title, name, tuple(seeds)))
     if not groups:
         return None
     panels = [_accuracy_panel(logs for _, logs in runs), *(_panel(name) for name in DRAWN)]
