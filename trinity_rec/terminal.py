@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Collection
 from difflib import get_close_matches
 from importlib import import_module
-from typing import Any
+from typing import Any, Literal
 
+from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from trinity_rec.presets import PRESETS, Preset
 
@@ -21,20 +25,36 @@ class UsageError(ValueError):
 
 def stdout() -> Console:
     """For results. Colour only on a terminal; text is never wrapped, so that a pipe gets whole lines."""
-    return Console(soft_wrap=True, highlight=False)
+    return Console(soft_wrap=True, highlight=False, color_system=colours())
 
 
 def stderr() -> Console:
     """For messages."""
-    return Console(stderr=True, soft_wrap=True, highlight=False)
+    return Console(stderr=True, soft_wrap=True, highlight=False, color_system=colours())
+
+
+def colours() -> Literal["auto"] | None:
+    """No styling at all, bold neither, where NO_COLOR is set."""
+    return None if os.environ.get("NO_COLOR") else "auto"
 
 
 def print_table(table: Table) -> None:
-    """As wide as the terminal; where there is none, as wide as its rows."""
-    console = Console(highlight=False)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = max(1, console.measure(table, options=console.options.update(max_width=10_000)).maximum)
-    console.print(table)
+    """As wide as the terminal, the first column never folded; where there is none, plain lines with tabs between."""
+    console = Console(highlight=False, color_system=colours())
+    if console.is_terminal or "COLUMNS" in os.environ:
+        table.box, table.padding = SIMPLE_HEAD, (0, 1, 0, 0)
+        for column in table.columns:
+            column.overflow = "fold"
+        if table.columns:
+            table.columns[0].no_wrap = True
+            table.columns[0].min_width = max(map(cell_len, map(str, table.columns[0].cells)), default=0)
+        console.print(table)
+        return
+    heads = [str(column.header) for column in table.columns]
+    for row in [heads, *zip(*(column.cells for column in table.columns), strict=True)]:
+        print("\t".join(Text.from_markup(str(cell)).plain for cell in row))
+    for line in filter(None, [table.caption]):
+        stderr().print(line)
 
 
 def print_json(value: Any) -> None:
@@ -63,7 +83,13 @@ def closest(name: str, known: Collection[str]) -> str | None:
 
 def did_you_mean(name: str, known: Collection[str]) -> str:
     near = closest(name, known)
-    return f"did you mean {near}?" if near else f"known: {', '.join(sorted(known))}"
+    return f"did you mean {near}?" if near else f"known: {', '.join(sorted(known, key=by_number))}"
+
+
+def by_number(name: str) -> tuple[int, str]:
+    """A key to sort names by, those that begin with a number by it."""
+    digits = re.match(r"\d*", name)
+    return (int(digits[0]) if digits and digits[0] else 0, name)
 
 
 def known_name(name: str, known: Collection[str], kind: str) -> str:

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -83,7 +84,7 @@ def test_list_is_a_table_for_people_and_json_for_programs():
     assert table.returncode == 0 and table.stderr == ""
     assert ESC not in table.stdout
     for name in PRESETS:
-        assert sum(f" {name} " in line for line in table.stdout.splitlines()) == 1
+        assert sum(line.startswith(f"{name}\t") for line in table.stdout.splitlines()) == 1
     rows = json.loads(trinity_rec("list", "--json").stdout)
     assert [row["preset"] for row in rows] == list(PRESETS)
 
@@ -203,6 +204,9 @@ def test_colour_and_width_are_the_terminals():
     assert ESC in wide and ESC in narrow
     assert max(map(len, narrow.splitlines())) < max(map(len, wide.splitlines()))
     assert ESC in on_a_terminal("show", "rec_grpo")
+    listed = on_a_terminal("list", columns=80)
+    assert max(len(re.sub(r"\x1b\[[\d;]*m", "", line).rstrip()) for line in listed.splitlines()) <= 80
+    assert all(name in listed for name in PRESETS)
 
 
 @pytest.mark.parametrize(

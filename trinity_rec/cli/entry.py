@@ -11,11 +11,12 @@ from rich.markup import escape
 
 from trinity_rec import __version__
 from trinity_rec.cli import paper
-from trinity_rec.terminal import stderr
+from trinity_rec.terminal import colours, stderr
 
 app = typer.Typer(
     help="Off-policy group-relative REINFORCE (REC, REP, RED) for Trinity-RFT.",
     no_args_is_help=True,
+    rich_markup_mode="rich" if colours() else None,
     pretty_exceptions_enable=False,  # `main` reports errors
 )
 

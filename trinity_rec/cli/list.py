@@ -2,28 +2,43 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import textwrap
+from typing import Annotated, Any
 
-from rich.table import Table
+from rich.console import Console
 
 from trinity_rec.cli.arguments import JSON
-from trinity_rec.terminal import print_json, print_table
+from trinity_rec.terminal import colours, print_json
 
 EXAMPLE = "trinity-rec list"
 
+FAMILIES = {"REC": "clipping", "REP": "a regulariser", "RED": "data shaping", "OFF": "corrections of other papers"}
+
 
 def command(as_json: Annotated[bool, JSON] = False) -> None:
-    """List the presets: what each clips, weights and regularises, and what it needs."""
+    """List the presets by family, and when to use each; piped or as JSON, what each clips, weights and needs too."""
     from trinity_rec.commands.catalogue import overview
     from trinity_rec.presets import PRESETS
 
     rows = [overview(preset) for preset in PRESETS.values()]
+    console = Console(highlight=False, color_system=colours())
     if as_json:
         print_json(rows)
-        return
-    table = Table()
-    for column in rows[0]:
-        table.add_column(column.replace("_", " "), overflow="fold")
-    for row in rows:
-        table.add_row(*(("yes" if cell else "no") if isinstance(cell, bool) else cell for cell in row.values()))
-    print_table(table)
+    elif console.is_terminal:
+        print_families(console, rows)
+    else:
+        for row in (dict(zip(rows[0], rows[0], strict=True)), *rows):
+            print("\t".join({True: "yes", False: "no"}.get(cell, cell) for cell in row.values()))
+
+
+def print_families(console: Console, rows: list[dict[str, Any]]) -> None:
+    """Names in a column of their own, never folded."""
+    name_width = max(len(row["preset"]) for row in rows) + 2
+    for family in dict.fromkeys(row["family"] for row in rows):
+        console.print(f"[bold]{family}[/] {FAMILIES.get(family, '')}".rstrip())
+        for row in rows:
+            if row["family"] == family:
+                first, *others = textwrap.wrap(row["when"], max(console.width - name_width - 2, 20))
+                console.print(f"  [cyan]{row['preset']:<{name_width}}[/]{first}", markup=True, soft_wrap=True)
+                for line in others:
+                    console.print(" " * (name_width + 2) + line, markup=False, soft_wrap=True)

@@ -33,6 +33,7 @@ def overview(preset: Preset) -> dict[str, Any]:
         "needs_old_logprobs": needs_old_logprobs(loss),
         "needs_reference": False,
         "source": preset.source,
+        "when": preset.when,
     }
 
 

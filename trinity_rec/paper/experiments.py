@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from trinity_rec.terminal import UsageError, did_you_mean
+from trinity_rec.terminal import UsageError, by_number, did_you_mean
 from trinity_rec.variants import SETTINGS, VARIANTS, Setting, Variant
 
 
@@ -114,7 +114,7 @@ def _table() -> dict[str, Experiment]:
                 if figure.number not in numbers:
                     numbers.append(figure.number)
     experiments = (
-        Experiment(TASKS[task], SETTINGS[setting], VARIANTS[algorithm], tuple(numbers))
+        Experiment(TASKS[task], SETTINGS[setting], VARIANTS[algorithm], tuple(sorted(numbers, key=by_number)))
         for (task, setting, algorithm), numbers in found.items()
     )
     return {each.name: each for each in experiments}
@@ -125,7 +125,7 @@ EXPERIMENTS: dict[str, Experiment] = _table()
 
 def figure_names() -> list[str]:
     """As users type them: 9, 10 and 11 each stand for all three."""
-    return list(dict.fromkeys(name for each in EXPERIMENTS.values() for name in figures_of(each)))
+    return sorted({name for each in EXPERIMENTS.values() for name in figures_of(each)}, key=by_number)
 
 
 def figures_of(experiment: Experiment) -> list[str]:
