@@ -1,9 +1,10 @@
 """The lab's model is Qwen2, samples from what it says it samples from, and reads a prompt once for all its samples."""
 
+import pytest
 import torch
 from transformers import AutoConfig, Qwen2ForCausalLM
 
-from trinity_rec.lab.model import Architecture, TinyLM, sample
+from trinity_rec.lab.model import Architecture, TinyLM, sample, with_head_width
 
 PAD, END = 0, 1
 
@@ -36,6 +37,25 @@ def test_a_loaded_model_is_the_saved_one(tmp_path):
     assert loaded.architecture == model.architecture
     for name, weight in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], weight)
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+def test_wider_heads_make_the_same_policy_and_what_is_new_stays_0(factor):
+    model = small_model()
+    wide = with_head_width(model, factor * model.architecture.head_width)
+    assert wide.architecture.head_width == factor * model.architecture.head_width
+    prompts, responses = torch.randint(19, (3, 6)), torch.randint(19, (12, 4))
+    expected = model.response_logits(prompts, responses)
+    torch.testing.assert_close(wide.response_logits(prompts, responses), expected, rtol=1e-4, atol=1e-5)
+
+    new = {name: weight == 0 for name, weight in wide.state_dict().items()}
+    assert sum(int(zeros.sum()) for zeros in new.values()) > sum(weight.numel() for weight in model.parameters())
+    optimizer = torch.optim.AdamW(wide.parameters(), lr=1e-2, weight_decay=0.0)
+    wide.response_logits(prompts, responses).log_softmax(-1)[..., 3].mean().backward()
+    optimizer.step()
+    for name, weight in wide.state_dict().items():
+        assert not weight[new[name]].any(), name
+        assert weight[~new[name]].any(), name
 
 
 def test_responses_after_a_shared_prompt_score_as_whole_sequences_do():

@@ -43,6 +43,7 @@ from trinity.common.rewards.reward_fn import RewardFn
 
 from trinity_rec.lab.claims import Curve as Columns
 from trinity_rec.lab.grid import Job, read_rows, run_grid, write_rows
+from trinity_rec.lab.model import TinyLM, with_head_width
 from trinity_rec.lab.rates import RATES
 from trinity_rec.lab.tasks import TASKS, Problem, Vocabulary
 from trinity_rec.lab.training import COLUMNS, Experiment, Row, train
@@ -57,6 +58,7 @@ from trinity_rec.variants import SETTINGS, VARIANTS
 TASK, SETTING = "addition", "sync_interval_20"
 PATIENCE = 900  # seconds without a step; Trinity starts in half a minute, but not on cores that others keep busy
 ALGORITHMS = ("rec_reinforce", "rec_grpo", "rec_oneside_is", "rec_oneside_nois")
+VLLM_HEAD_WIDTH = 32  # the least that its attention on a CPU takes
 MAIN_ROAD = ("rec_reinforce", "rec_grpo", "rec_oneside_nois")
 # The lab's columns that Trinity logs too. Its entropy and effective sample size are others: of the rollout policy, and
 # of single responses.
@@ -126,7 +128,7 @@ class Run:
         """
         began, place = time.monotonic(), self.place
         shutil.rmtree(place, ignore_errors=True)  # of a run that did not reach its end
-        write_model(place / "model")
+        write_model(place / "model", VLLM_HEAD_WIDTH if self.main_road else None)
         write_problems(place / "tasks" / "train.jsonl", self.seed, self.steps)
         OmegaConf.save(self.config(), place / "config.yaml")
         steps = []
@@ -174,10 +176,11 @@ def on_main_road(config: Any, seed: int) -> DictConfig:
     return config
 
 
-def write_model(directory: Path) -> None:
+def write_model(directory: Path, head_width: int | None = None) -> None:
     """The lab's warmed-up model as Trinity takes one: with a tokenizer, and a chat template that adds nothing."""
-    shutil.copytree(ASSETS / TASK, directory)
-    vocabulary = TASKS[TASK].vocabulary
+    vocabulary, model = TASKS[TASK].vocabulary, TinyLM.load(ASSETS / TASK)
+    model = with_head_width(model, head_width) if head_width else model
+    model.save_pretrained(directory, vocabulary.end, vocabulary.pad)
     tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(vocabulary.tokens)}, vocabulary.PAD))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(vocabulary.PIECE.pattern), "isolated")
     tokenizer.decoder = decoders.Fuse()
