@@ -21,7 +21,20 @@ app = typer.Typer(
 )
 
 # In the order of `--help`. Each module is one command: its function `command`, and an example of a call.
-COMMANDS = ("list", "show", "diff", "use", "check", "schema", "quickstart", "run", "serve", "plot", "diagnose")
+COMMANDS = (
+    "list",
+    "show",
+    "diff",
+    "use",
+    "translate",
+    "check",
+    "schema",
+    "quickstart",
+    "run",
+    "serve",
+    "plot",
+    "diagnose",
+)
 COMMANDS += ("reproduce", "examples", "plugin-dir")
 
 for name in COMMANDS:
