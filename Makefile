@@ -68,7 +68,7 @@ test: lint
 	$(BIN)/pytest
 
 test-vllm: $(VLLM)
-	$(VENV_VLLM)/bin/python -m pytest tests/vllm
+	$(VENV_VLLM)/bin/python -m pytest -o faulthandler_timeout=0 tests/vllm
 
 # A test that soaks sets its own time limit by pytest.mark.timeout; faulthandler's look at a long test can crash it.
 soak: $(ALL) $(VLLM)

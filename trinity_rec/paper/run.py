@@ -24,6 +24,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from trinity_rec import without_gpu
 from trinity_rec.paper.compose import Run
 from trinity_rec.plugin.resume import last_checkpoint
 from trinity_rec.session import MARK, LaunchError, Session, last_error, script, signals_as_exit, watch
@@ -109,7 +110,8 @@ def missing(config: Any) -> list[str]:
     needed = config.cluster.node_num * config.cluster.gpu_per_node
     if gpus < needed:
         lacks.append(f"{needed} GPUs ({gpus} found)")
-    return lacks + [name for name in ("vllm", "flash_attn") if find_spec(name) is None]
+    parts = ["vllm"] if without_gpu.ASKED in os.environ else ["vllm", "flash_attn"]  # the one that only GPUs can run
+    return lacks + [name for name in parts if find_spec(name) is None]
 
 
 def require_machine(run: Run, config: Any) -> None:
