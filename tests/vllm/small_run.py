@@ -23,6 +23,7 @@ def write_config(folder: Path, steps: int, **changes: object) -> Path:
         "algorithm.repeat_times": GROUP,
         "buffer.total_steps": steps,
         "trainer.total_steps": steps,
+        "explorer.runner_per_model": 1,
         "synchronizer.sync_interval": 2,
     }
     for key, value in {**small, **{key.replace("__", "."): value for key, value in changes.items()}}.items():
