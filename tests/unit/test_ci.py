@@ -1,4 +1,4 @@
-"""What CI runs: the tests of vLLM and verl too, where their environment has room; else it says loudly that it does not."""
+"""What CI runs: the tests of vLLM and verl too where their environment has room, else a loud word that it does not."""
 
 import os
 import subprocess
