@@ -107,6 +107,20 @@ def test_steps_are_read_from_the_trainers_log(tmp_path):
     assert second.metrics["actor/x"] == -math.inf
 
 
+def test_an_explorers_step_is_put_together_from_its_lines(tmp_path):
+    log = tmp_path / "log" / "explorer.log"
+    log.parent.mkdir()
+    lines = (
+        "Step 1: {'rollout/accuracy/mean': 0.25}",
+        "Step 1: {'explore/time': 2.0}",
+        "Step 2: {'explore/time': 3.0}",
+    )
+    log.write_text("".join(f"INFO 11-22 20:32:20 [monitor.py:113] {line}\n" for line in lines))
+    first, second = trained_steps(tmp_path, role="explorer")
+    assert (first.number, first.metrics) == (1, {"rollout/accuracy/mean": 0.25, "explore/time": 2.0})
+    assert (second.number, second.metrics) == (2, {"explore/time": 3.0})
+
+
 def test_a_trainers_error_is_found_under_the_loggers_prefix(tmp_path):
     log = tmp_path / "log" / "trainer.log"
     log.parent.mkdir()

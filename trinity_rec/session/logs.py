@@ -33,13 +33,14 @@ def trained_steps(
     job_root: Path, earlier: Mapping[Path, int] | None = None, role: str = "trainer"
 ) -> list[TrainedStep]:
     """The steps in the trainer's own log, or the explorer's, in order; `earlier` as in `since`."""
-    steps = []
+    steps: list[TrainedStep] = []
     for log in job_root.glob(f"**/log/{role}.log"):
         for line in since(log, earlier).splitlines():
             if found := STEP_LINE.search(line):
-                steps.append(
-                    TrainedStep(int(found[1]), {name: float(value) for name, value in METRIC.findall(found[2])})
-                )
+                step = TrainedStep(int(found[1]), {name: float(value) for name, value in METRIC.findall(found[2])})
+                if role == "explorer" and steps and steps[-1].number == step.number:  # it logs a step in pieces
+                    step = TrainedStep(step.number, steps.pop().metrics | step.metrics)
+                steps.append(step)
     return steps
 
 
