@@ -113,8 +113,13 @@ def custom_loss():
 def own_loss():
     inputs = {"target_tokens": [6, 7, 8], "logprobs": [0.0, -5.0, -5.0], "advantages": [0.0, 1.0, -1.0]}
     data = [types.Datum(model_input=prompt(5, 6, 7), loss_fn_inputs=inputs)]
-    for loss in ("importance_sampling", "ppo"):
-        assert len(call(trainer, "forward_backward", data, loss).loss_fn_outputs) == 1
+    for loss, config in {
+        "importance_sampling": None,
+        "ppo": {"clip_low_threshold": 0.5},
+        "cispo": None,
+        "dro": None,
+    }.items():
+        assert len(call(trainer, "forward_backward", data, loss, config).loss_fn_outputs) == 1
     call(trainer, "optim_step", types.AdamParams(learning_rate=1e-3))
 
 
@@ -216,7 +221,7 @@ def close():
 
 
 FEATURES = [
-    capabilities, sampling, prompt_logprobs, training, custom_loss, unnamed_sampler, resume, resume_elsewhere,
+    capabilities, sampling, prompt_logprobs, training, custom_loss, own_loss, unnamed_sampler, resume, resume_elsewhere,
     overwrite, ttl, list_runs, list_checkpoints, list_sessions, weights_info, refused, close,
 ]  # fmt: skip
 

@@ -433,7 +433,8 @@ def int32(*values: int) -> bytes:
 
 
 FORWARD_BACKWARD = [
-    (422, "importance_sampling", dict(loss_fn="importance_sampling")),
+    (422, "loss_fn 'gspo' is not supported", dict(loss_fn="gspo")),
+    (422, "importance_sampling takes target_tokens, logprobs and advantages", dict(loss_fn="importance_sampling")),
     (404, "no such model", dict(model_id="another")),
     (422, "1 to", dict(size=0)),
     (422, "only text", dict(image=True)),

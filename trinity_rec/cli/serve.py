@@ -32,6 +32,9 @@ def command(
     bf16: Annotated[
         bool, typer.Option("--bf16", help="Layers in bfloat16, if faster here; it changes logprobs by about 0.01.")
     ] = False,
+    name: Annotated[
+        str | None, typer.Option(metavar="ORG/MODEL", help="Another name of the model, for clients that look it up.")
+    ] = None,
     api_key: Annotated[
         str | None,
         typer.Option(envvar="TRINITY_REC_API_KEY", help="What clients must send; theirs is TINKER_API_KEY, tml-…"),
@@ -51,5 +54,6 @@ def command(
         graph_budget_mb=graph_budget_mb,
         bf16=bf16,
         api_key=api_key,
+        name=name,
         ready=lambda url: print(url, flush=True),
     )

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from trinity_rec.tinker_local import wire
+from trinity_rec.tinker_local import losses, wire
 from trinity_rec.tinker_local.errors import RequestError
 from trinity_rec.tinker_local.futures import Answer, Futures
 from trinity_rec.tinker_local.model import ServedModel
@@ -345,8 +345,16 @@ class Backend:
         message = wire.parse_forward_backward(body)
         training = self.run(message.model_id).training
         batch = wire.batch_of(message, self.served)
+        own = message.loss_fn != "cross_entropy"
+        config = losses.settings(message.loss_fn, message.loss_fn_config) if own else {}
 
         def work() -> Answer:
+            if own:
+                logprobs = training.forward(batch)
+                weighted, loss = losses.weighted(message.loss_fn, config, batch, logprobs)
+                if not message.forward_only:
+                    training.forward_backward(weighted)
+                return wire.forward_backward_output(logprobs, {"loss:sum": loss})
             if message.forward_only:
                 return wire.forward_backward_output(training.forward(batch), {})
             logprobs, loss = training.forward_backward(batch)

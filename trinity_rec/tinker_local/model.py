@@ -60,8 +60,8 @@ class ServedModel:
             raise RequestError(f"{what} has a token id outside the vocabulary of {self.vocabulary}")
 
 
-def load(directory: Path, device: str, bf16: bool = False) -> ServedModel:
-    """Load and check a model directory.
+def load(directory: Path, device: str, bf16: bool = False, alias: str | None = None) -> ServedModel:
+    """Load and check a model directory; `alias` is one more name for it.
 
     Raises:
         ServeError: there is no model that can be served, or no such device, or bfloat16 is not faster here; one line.
@@ -88,7 +88,7 @@ def load(directory: Path, device: str, bf16: bool = False) -> ServedModel:
 
     # The SDK takes the tokenizer's name from the model's and cuts one with exactly two slashes ("/a/b" -> "/a").
     name = f"{path}/" if str(path).count("/") == 2 else str(path)
-    spellings = {str(directory), str(path), f"{path}/", f"{directory}/"} - {name}
+    spellings = {str(directory), str(path), f"{path}/", f"{directory}/", alias or name} - {name}
     ends = [*_end_tokens(path), config.eos_token_id, tokenizer.eos_token_id]
     return ServedModel(
         name=name,

@@ -13,6 +13,7 @@ import hashlib
 import logging
 import math
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -33,7 +34,8 @@ PREFILL_TOKENS = 8192  # padded tokens in one prefill pass
 CACHE_BYTES = 4 * 2**30  # keys and values of a running batch, if all its samples run to their limits
 QUEUE_LIMIT = 8192  # requests that wait,
 QUEUE_TOKENS = 8 * 2**20  # and the tokens of their prompts
-GATHER_SECONDS = 0.003  # an idle sampler waits so long for a first request's companions
+GATHER_SECONDS = 0.003  # an idle sampler waits so long for the companions of a request,
+GATHER_AT_MOST = 0.03  # and of theirs
 PICK_BLOCK = 256  # tokens
 SERVER_SEED = 0  # of requests without a seed
 
@@ -249,7 +251,10 @@ class BatchSampler:
         with self._changed:
             if not self._rows and not self._waiting and not self._suspects:
                 self._changed.wait_for(lambda: self._waiting or self._stopping)
-                self._changed.wait_for(lambda: self._stopping, timeout=GATHER_SECONDS)
+                until, seen = time.monotonic() + GATHER_AT_MOST, 0
+                while len(self._waiting) > seen and time.monotonic() < until:  # for as long as they keep coming
+                    seen = len(self._waiting)
+                    self._changed.wait_for(lambda: self._stopping, timeout=GATHER_SECONDS)
             return not self._stopping
 
     def _turn(self) -> None:

@@ -54,6 +54,7 @@ def serve(
     graph_budget_mb: int | None = None,
     bf16: bool = False,
     api_key: str | None = None,
+    name: str | None = None,
     header_seconds: float = HEADER_SECONDS,
     body_seconds: float = BODY_SECONDS,
     ready: Callable[[str], None] | None = None,
@@ -77,15 +78,16 @@ def serve(
             a quarter of the device's. What does not fit is computed twice.
         bf16: compute the model's layers in bfloat16, which rounds logprobs by about a hundredth.
         api_key: what clients must send as X-API-Key (the SDK's TINKER_API_KEY; it insists on a leading `tml-`).
+        name: another name that clients may use for the model, as `ORG/MODEL`, for those that look theirs up by it.
         header_seconds, body_seconds: how long a request's headers and its body may take to arrive.
         ready: called with the base URL once requests are accepted.
 
     Raises:
         ServeError: the server cannot start, in one line.
     """
-    for name, value in {"threads": threads or 1, "max_rows": max_rows}.items():
+    for option, value in {"threads": threads or 1, "max_rows": max_rows}.items():
         if value < 1:
-            raise ServeError(f"{name} must be at least 1, got {value}")
+            raise ServeError(f"{option} must be at least 1, got {value}")
     if graph_budget_mb is not None and graph_budget_mb < 0:
         raise ServeError(f"graph_budget_mb must not be negative, got {graph_budget_mb}")
     if disk_budget_gb is not None and not 0 < disk_budget_gb < math.inf:
@@ -99,7 +101,7 @@ def serve(
     ):
         if threads is not None:
             torch.set_num_threads(threads)
-        served = load(model_dir, device, bf16)
+        served = load(model_dir, device, bf16, name)
         budget = device_memory(served.device) / 4 if graph_budget_mb is None else graph_budget_mb * 2**20
         backend = Backend(served, store, max_rows, budget)
         address = f"[{host}]" if ":" in host else host

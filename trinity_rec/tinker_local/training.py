@@ -30,11 +30,17 @@ MICRO_BATCH_TOKENS_ELSEWHERE = 16384
 
 @dataclass(frozen=True)
 class Datum:
-    """One sequence: logprob t is that of `targets[t]` after `tokens[: t + 1]`. All are [length], on the CPU."""
+    """One sequence: logprob t is that of `targets[t]` after `tokens[: t + 1]`. All are [length], on the CPU.
+
+    For `losses` it has the logprobs of the policy that sampled the targets, and advantages; its weights are then
+    nonzero where that loss wants logprobs.
+    """
 
     tokens: Tensor
     targets: Tensor
     weights: Tensor
+    old_logprobs: Tensor | None = None
+    advantages: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from tinker.proto import tinker_public_pb2 as pb
 from torch import Tensor
 
 from trinity_rec.tinker_local.errors import RequestError
+from trinity_rec.tinker_local.losses import LOSSES
 from trinity_rec.tinker_local.model import ServedModel
 from trinity_rec.tinker_local.sampling import SampleRequest, SampleResult
 from trinity_rec.tinker_local.training import AdamParams, Datum
@@ -278,18 +279,19 @@ def parse_forward_backward(body: bytes) -> pb.ForwardBackwardRequest:
 
 def batch_of(message: pb.ForwardBackwardRequest, served: ServedModel) -> list[Datum]:
     """The sequences of a training request; raises RequestError for what cannot be trained on."""
-    if message.loss_fn != "cross_entropy":
+    if message.loss_fn != "cross_entropy" and message.loss_fn not in LOSSES:
+        supported = ", ".join(("cross_entropy", *LOSSES))
         raise RequestError(
-            f"loss_fn {message.loss_fn[:40]!r} is not supported: use cross_entropy, or forward_backward_custom"
+            f"loss_fn {message.loss_fn[:40]!r} is not supported: use one of {supported}, or forward_backward_custom"
         )
-    if message.loss_fn_config:
+    if message.loss_fn == "cross_entropy" and message.loss_fn_config:
         raise RequestError("cross_entropy takes no loss_fn_config")
     if not 0 < len(message.data) <= MAX_BATCH:
         raise RequestError(f"a batch has 1 to {MAX_BATCH} sequences, not {len(message.data)}")
-    return [_datum(datum, served, f"data[{index}]") for index, datum in enumerate(message.data)]
+    return [_datum(datum, message.loss_fn, served, f"data[{index}]") for index, datum in enumerate(message.data)]
 
 
-def _datum(datum: pb.Datum, served: ServedModel, where: str) -> Datum:
+def _datum(datum: pb.Datum, loss: str, served: ServedModel, where: str) -> Datum:
     chunks = []
     for chunk in datum.model_input:
         kind = chunk.WhichOneof(chunk.DESCRIPTOR.oneofs[0].name)
@@ -298,19 +300,26 @@ def _datum(datum: pb.Datum, served: ServedModel, where: str) -> Datum:
         chunks.append(_array(chunk.encoded_text.tokens, np.dtype("<i4"), f"{where} tokens"))
     tokens = torch.from_numpy(np.concatenate(chunks or [np.empty(0)]).astype(np.int64))
     _check_length(len(tokens), served.context_length, where)
-    unknown = sorted(set(datum.loss_fn_inputs) - {"target_tokens", "weights"})
+    names = ("target_tokens", "weights") if loss == "cross_entropy" else ("target_tokens", "logprobs", "advantages")
+    unknown = sorted(set(datum.loss_fn_inputs) - set(names))
     if unknown:
-        raise RequestError(f"{where}: cross_entropy takes target_tokens and weights, not {unknown[0][:40]!r}")
+        raise RequestError(f"{where}: {loss} takes {', '.join(names[:-1])} and {names[-1]}, not {unknown[0][:40]!r}")
     targets = _tensor(datum, "target_tokens", torch.int64, where)
-    weights = _tensor(datum, "weights", torch.float32, where)
-    if not len(tokens) == len(targets) == len(weights):
-        lengths = f"{len(tokens)}, {len(targets)} and {len(weights)}"
-        raise RequestError(f"{where}: tokens, target_tokens and weights differ in length: {lengths}")
+    numbers = [_tensor(datum, name, torch.float32, where) for name in names[1:]]
+    lengths = [len(part) for part in (tokens, targets, *numbers)]
+    if len(set(lengths)) > 1:
+        text = ", ".join(map(str, lengths[:-1])) + f" and {lengths[-1]}"
+        raise RequestError(f"{where}: tokens, {', '.join(names[:-1])} and {names[-1]} differ in length: {text}")
     served.check_tokens(tokens, f"{where} tokens")
     served.check_tokens(targets, f"{where} target_tokens")
-    if not weights.isfinite().all():
-        raise RequestError(f"{where}: weights are not finite")
-    return Datum(tokens, targets, weights)
+    for name, part in zip(names[1:], numbers, strict=True):
+        if not part.isfinite().all():
+            raise RequestError(f"{where}: {name} are not finite")
+    if loss == "cross_entropy":
+        return Datum(tokens, targets, numbers[0])
+    old_logprobs, advantages = numbers
+    wanted = torch.ones_like(advantages) if LOSSES[loss].everywhere else (advantages != 0).float()
+    return Datum(tokens, targets, wanted, old_logprobs, advantages)
 
 
 def _tensor(datum: pb.Datum, name: str, dtype: torch.dtype, where: str) -> Tensor:
