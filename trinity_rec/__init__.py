@@ -7,6 +7,7 @@ Trinity imports a dotted name wherever it needs it, so the names below work in e
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -14,40 +15,21 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from trinity_rec.plugin.advantage import RECAdvantage
     from trinity_rec.plugin.policy_loss import RECPolicyLoss
-    from trinity_rec.plugin.sample_strategy import (
-        BalancedSampleStrategy,
-        InformativeSampleStrategy,
-        OfflineSampleStrategy,
-        RECSampleStrategy,
-        StalenessSampleStrategy,
-    )
 
-_BUILDING_BLOCKS = {
-    "RECPolicyLoss": "policy_loss",
-    "RECAdvantage": "advantage",
-    "RECSampleStrategy": "sample_strategy",
-    "InformativeSampleStrategy": "sample_strategy",
-    "BalancedSampleStrategy": "sample_strategy",
-    "StalenessSampleStrategy": "sample_strategy",
-    "OfflineSampleStrategy": "sample_strategy",
+_BLOCKS = {"RECPolicyLoss": "policy_loss", "RECAdvantage": "advantage"}
+_BLOCKS |= {
+    # A file a strategy, found by its name: `informative.py` holds `InformativeSampleStrategy`.
+    f"{file.stem.title()}SampleStrategy".replace("Base", "REC"): f"sample_strategy.{file.stem}"
+    for file in sorted((Path(__file__).parent / "plugin" / "sample_strategy").glob("[a-z]*.py"))
 }
 
-__all__ = [
-    "BalancedSampleStrategy",
-    "InformativeSampleStrategy",
-    "OfflineSampleStrategy",
-    "RECAdvantage",
-    "RECPolicyLoss",
-    "RECSampleStrategy",
-    "StalenessSampleStrategy",
-    "__version__",
-]
+__all__ = ["RECAdvantage", "RECPolicyLoss", "__version__", *(name for name in _BLOCKS if "Sample" in name)]
 
 
 def __getattr__(name: str) -> Any:
     """Import a building block, or make a preset's algorithm class, when it is first asked for (PEP 562)."""
-    if name in _BUILDING_BLOCKS:
-        value = getattr(import_module(f"trinity_rec.plugin.{_BUILDING_BLOCKS[name]}"), name)
+    if name in _BLOCKS:
+        value = getattr(import_module(f"trinity_rec.plugin.{_BLOCKS[name]}"), name)
     else:
         from trinity_rec.presets import PRESETS
 

@@ -6,11 +6,14 @@ import pytest
 import torch
 from trinity.common.experience import EID, Experience
 
-from trinity_rec.commands.arguments import ADVANTAGE, POLICY_LOSS, RUNTIME, descriptions, is_read
-from trinity_rec.commands.schema import choices
+from trinity_rec.commands.catalogue import BLOCKS
+from trinity_rec.declared import choices_of
 from trinity_rec.objective import Objective
+from trinity_rec.objective.rules import RULES
 from trinity_rec.plugin.advantage import RECAdvantage
-from trinity_rec.plugin.sample_strategy import StalenessSampleStrategy
+from trinity_rec.plugin.sample_strategy.informative import InformativeSampleStrategy
+from trinity_rec.plugin.sample_strategy.staleness import StalenessSampleStrategy
+from trinity_rec.shaping import Shaping
 
 # Two allowed values of each argument, far enough apart to be told from one another.
 VALUES = {
@@ -26,6 +29,19 @@ VALUES = {
     "seed": (0, 1),
     "pairwise_temp": (0.5, 2.0),
     "reweight_floor": (0.5, 100.0),
+    "dual_clip": (1.5, 3.0),
+    "divergence_low": (0.01, 0.5),
+    "divergence_high": (0.01, 0.5),
+    "max_kl": (0.0, 0.5),
+    "second_moment": (0.01, 1.0),
+    "positive_share": (0.1, 0.9),
+    "weight_cap": (1.1, 2.0),
+    "tau_positive": (0.5, 2.0),
+    "tau_negative": (0.5, 2.0),
+    "vespo_k": (1.0, 2.0),
+    "vespo_lambda": (1.0, 2.0),
+    "vespo_k_negative": (1.0, 2.0),
+    "vespo_lambda_negative": (1.0, 2.0),
 }
 
 
@@ -55,11 +71,17 @@ def advantages(**args) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     "name, mode, value",
-    [(name, mode, value) for name, (mode, _) in POLICY_LOSS.items() for value in choices()[mode] if value],
+    [
+        (name, mode, value)
+        for name in VALUES
+        if name in Objective.model_fields
+        for mode in dict.fromkeys(under.mode for under in Objective.read_under(name))
+        for value in RULES[mode]
+    ],
 )
-def test_the_loss_reads_an_argument_just_where_the_table_says(name, mode, value):
+def test_the_loss_reads_an_argument_just_where_its_rules_have_it(name, mode, value):
     low, high = (gradient(**{mode: value, **_companions(name), name: each}) for each in VALUES[name])
-    assert torch.equal(low, high) is not is_read(name, {mode: value}, POLICY_LOSS)
+    assert torch.equal(low, high) is not Objective.is_read(name, {mode: value})
 
 
 def _companions(name: str) -> dict:
@@ -68,24 +90,28 @@ def _companions(name: str) -> dict:
 
 @pytest.mark.parametrize(
     "name, mode, value",
-    [(name, mode, value) for name, (mode, _) in ADVANTAGE.items() for value in choices()[mode]],
+    [
+        (name, under.mode, value)
+        for name in VALUES
+        if name in Shaping.model_fields
+        for under in Shaping.read_under(name)
+        for value in choices_of(Shaping.model_fields[under.mode]) or (True, False)
+    ],
 )
-def test_the_advantage_reads_an_argument_just_where_the_table_says(name, mode, value):
+def test_the_advantage_reads_an_argument_just_where_it_is_declared_to(name, mode, value):
     low, high = (advantages(**{mode: value, name: each}) for each in VALUES[name])
-    assert torch.equal(low, high) is not is_read(name, {mode: value}, ADVANTAGE)
+    assert torch.equal(low, high) is not Shaping.is_read(name, {mode: value})
 
 
-def test_every_argument_that_is_no_mode_has_its_row():
-    """A new number in the code without a row would be called read everywhere."""
-    modes = choices()
-    for table, block in ((POLICY_LOSS, Objective()), (ADVANTAGE, RECAdvantage())):
-        numbers = {name for name in vars(block) if name not in modes and name not in RUNTIME}
-        assert numbers <= set(table) <= set(vars(block))
+def test_every_argument_is_a_mode_or_is_tried_above():
+    for block in BLOCKS.values():
+        modes = {under.mode for name in block.model_fields for under in block.read_under(name)} | {"metrics"}
+        assert set(block.model_fields) - modes - set(VALUES) <= {"regularizer", "weight", "clip_mode", "loss_agg_mode"}
 
 
-@pytest.mark.parametrize("documented", [Objective, RECAdvantage, StalenessSampleStrategy])
-def test_every_argument_is_described_by_its_docstring(documented):
-    known = set(documented.default_args()) - {"backend"} if documented is not Objective else set(vars(Objective()))
-    said = descriptions(documented)
-    assert known <= set(said)
-    assert all(len(text) > 10 for text in said.values())
+@pytest.mark.parametrize(
+    "declared", [Objective, RECAdvantage, StalenessSampleStrategy.Arguments, InformativeSampleStrategy.Arguments]
+)
+def test_every_argument_is_described_where_it_is_declared(declared):
+    assert declared.model_fields
+    assert all(len(field.description) > 10 for field in declared.model_fields.values())

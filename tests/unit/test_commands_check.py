@@ -376,7 +376,7 @@ def test_off_policyness(settings, bounds, words):
 @pytest.mark.parametrize("args, words", [
     ("clip_mode: none", "A ∇log π, A = r - mean"),
     ("clip_mode: ring", "≤1-ε'_low"),
-    ("weight: advantage", "; and weight=advantage"),
+    ("weight: advantage", "M exp(A / temp) A ∇log π"),
 ])  # fmt: skip
 def test_the_gradient_is_that_of_the_arguments_not_of_the_name(args, words):
     text = CLEAN.replace("  repeat_times: 8\n", f"  repeat_times: 8\n  policy_loss_fn_args: {{{args}}}\n")

@@ -9,13 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from trinity_rec.commands.arguments import read_only
 from trinity_rec.presets import PRESETS
 from trinity_rec.terminal import UsageError
 from trinity_rec.yaml.document import Document
 from trinity_rec.yaml.effective import effective
 from trinity_rec.yaml.rewrite import parse_settings, switch, write
-from trinity_rec.yaml.translate import MODES, arguments_of, nearest
+from trinity_rec.yaml.translate import BLOCKS, arguments_of, nearest
 
 YAML = """\
 # A run of mine.
@@ -228,7 +227,7 @@ def test_the_nearest_preset_optimises_what_upstreams_yaml_did(loss, advantage):
     old = OmegaConf.to_yaml(OmegaConf.create({"mode": "both", "algorithm": section}))
     new = effective(data(switched(old, "nearest"))["algorithm"])
     for key, was in arguments_of(section).items():
-        counting = read_only(was, MODES[key])
+        counting = BLOCKS[key].read_only(was)
         assert {name: getattr(new, key)[name] for name in counting} == counting
 
 

@@ -9,9 +9,9 @@ from jsonschema import Draft202012Validator
 from omegaconf import OmegaConf
 from trinity.common.config import AlgorithmConfig
 
-from trinity_rec.commands.schema import RANGES, algorithm_schema, choices, sample_strategies
-from trinity_rec.objective import Objective
-from trinity_rec.plugin.advantage import RECAdvantage
+from trinity_rec.commands.catalogue import BLOCKS
+from trinity_rec.commands.schema import algorithm_schema, sample_strategies
+from trinity_rec.declared import choices_of
 from trinity_rec.presets import PRESETS
 from trinity_rec.yaml.effective import effective
 
@@ -32,33 +32,26 @@ def test_it_is_a_schema_with_the_names_of_the_code(schema):
     properties = schema["properties"]
     assert set(properties) == {field.name for field in dataclasses.fields(AlgorithmConfig)}
     assert properties["algorithm_type"]["enum"] == [f"trinity_rec.{name}" for name in PRESETS]
-    for key, block in (("policy_loss_fn_args", Objective), ("advantage_fn_args", RECAdvantage)):
+    for key, block in BLOCKS.items():
         arguments = properties[key]["properties"]
-        assert set(arguments) == {field.name for field in dataclasses.fields(block)}
-        for field in dataclasses.fields(block):
-            assert arguments[field.name]["default"] == field.default
-            assert arguments[field.name]["description"]
-            if field.name in choices():
-                assert arguments[field.name]["enum"] == list(choices()[field.name])
-    assert set(RANGES) <= {
-        *properties["policy_loss_fn_args"]["properties"],
-        *properties["advantage_fn_args"]["properties"],
-        *(name for strategy in sample_strategies().values() for name in strategy.default_args()),
-    }
+        assert set(arguments) == set(block.model_fields)
+        for name, field in block.model_fields.items():
+            assert arguments[name]["default"] == field.default
+            assert arguments[name]["description"]
+            if choices := choices_of(field):
+                assert arguments[name]["enum"] == list(choices)
 
 
 # Without 1.0, which is a whole number in JSON and none in Python.
 PROBES = (None, True, False, -1, -0.1, 0, 1e-12, 1e-9, 0.2, 1, 1.5, 2, 3, 7, "x", "none", "balance", "ring", "full")
 
 
-@pytest.mark.parametrize("key, block", [("policy_loss_fn_args", Objective), ("advantage_fn_args", RECAdvantage)])
+@pytest.mark.parametrize("key, block", BLOCKS.items())
 def test_it_allows_the_values_that_the_code_allows(schema, key, block):
-    for field in dataclasses.fields(block):
+    for name in block.model_fields:
         for value in PROBES:
-            if value in (0, 1) and not isinstance(value, bool) and True in choices().get(field.name, ()):
-                continue  # equal to False and True in Python
-            section = {"algorithm_type": "trinity_rec.rec", key: {field.name: value}}
-            assert accepts(schema, section) is _runs(lambda: block(**{field.name: value})), (field.name, value)  # noqa: B023
+            section = {"algorithm_type": "trinity_rec.rec", key: {name: value}}
+            assert accepts(schema, section) is _runs(lambda: block(**{name: value})), (name, value)  # noqa: B023
 
 
 @pytest.mark.parametrize("name, strategy", sample_strategies().items())
@@ -114,6 +107,7 @@ def test_it_refuses_what_check_refuses(schema, wrong):
         {"sample_strategy": "trinity_rec.StalenessSampleStrategy", "sample_strategy_args": {"decay": 0.9}},
         {"optimizer": {"lr": 1e-6, "betas": [0.9, 0.95]}},
         {"sample_strategy": "default", "loss_agg_mode": "token-mean"},
+        {"policy_loss_fn_args": {"clip_mode": "tests.own_rules.soft_clip", "softness": 2.0}},
     ],
 )
 def test_it_accepts_what_runs(schema, right):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trinity_rec.objective import Objective
-from trinity_rec.shaping import group_advantage, pairwise_advantage
+from trinity_rec.shaping.groups import group_advantage, pairwise_advantage
 
 seeds = st.integers(0, 2**31 - 1)
 

@@ -19,10 +19,11 @@ from trinity.common.experience import EID, Experience
 from verl.trainer.config.algorithm import AlgoConfig
 from verl.workers.config import ActorConfig, PolicyLossConfig, RolloutConfig
 
+import trinity_rec
 from trinity_rec import RECAdvantage, RECPolicyLoss
 from trinity_rec import __all__ as public_names
-from trinity_rec.objective import LOSS_AGG_MODES, Objective
-from trinity_rec.plugin import sample_strategy
+from trinity_rec.objective import Objective
+from trinity_rec.objective.average import LOSS_AGG_MODES
 from trinity_rec.presets import PRESETS
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -54,7 +55,8 @@ def test_the_losses_metrics():
     logprob, old, advantages = torch.randn(3, 4, 6)
     basic, full = tables("metrics.md", "The loss: `actor/…`")
     for metrics, documented in (("basic", first_names(basic)), ("full", first_names(basic) | first_names(full))):
-        objective = Objective(clip_mode="ring", regularizer="k2", regularizer_coef=0.1, metrics=metrics)
+        weight = "capped_importance_sampling"
+        objective = Objective(clip_mode="ring", weight=weight, regularizer="k2", regularizer_coef=0.1, metrics=metrics)
         _, logged = objective(logprob, old, torch.ones(4, 6), advantages)
         assert set(logged) == documented
 
@@ -77,7 +79,7 @@ def test_the_batchs_metrics():
         (strategy, name)
         for strategy in public_names
         if strategy.endswith("SampleStrategy")
-        for name in re.findall(r'metrics\["sample/(\w+)"\]', inspect.getsource(getattr(sample_strategy, strategy)))
+        for name in re.findall(r'metrics\["sample/(\w+)"\]', inspect.getsource(getattr(trinity_rec, strategy)))
     }
     documented = {(names(row[1])[0], name) for row in table if row[1] != "Trinity" for name in names(row[0])}
     assert own and documented == own

@@ -18,10 +18,12 @@ from hypothesis.extra import numpy as hnp
 from torch import Tensor
 from trinity.common.experience import EID, Experience
 
-from trinity_rec.objective import CLIP_MODES, LOSS_AGG_MODES, REGULARIZERS, WEIGHTS, Objective
+from trinity_rec.declared import choices_of
+from trinity_rec.objective import Objective
+from trinity_rec.objective.rules import RULES
 from trinity_rec.plugin.advantage import RECAdvantage
 from trinity_rec.presets import PRESETS
-from trinity_rec.shaping import DROP_FORMS, DROPS, PAIRWISE, REWEIGHTS
+from trinity_rec.shaping import Shaping
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 NOT_FINITE = (math.nan, math.inf, -math.inf)
@@ -34,16 +36,16 @@ SOAK = settings(CI, max_examples=100_000)
 def objectives(draw) -> Objective:
     epsilon_low, epsilon_high = draw(st.floats(1e-4, 1.0)), draw(st.floats(1e-4, 3.0) | st.just(math.inf))
     return Objective(
-        clip_mode=draw(st.sampled_from(CLIP_MODES)),
-        weight=draw(st.sampled_from(WEIGHTS)),
-        regularizer=draw(st.sampled_from(REGULARIZERS)),
+        clip_mode=draw(st.sampled_from(list(RULES["clip_mode"]))),
+        weight=draw(st.sampled_from(list(RULES["weight"]))),
+        regularizer=draw(st.sampled_from(list(RULES["regularizer"]))),
         regularizer_coef=draw(st.sampled_from((0.0, 1e-3, 0.1, 1e6))),
         temp=draw(st.sampled_from((1e-3, 1.0, math.inf))),
         epsilon_low=epsilon_low,
         epsilon_high=epsilon_high,
         epsilon_low_prime=draw(st.floats(epsilon_low, 1.0)),
         epsilon_high_prime=max(epsilon_high, 2.0),
-        loss_agg_mode=draw(st.sampled_from(LOSS_AGG_MODES)),
+        loss_agg_mode=draw(st.sampled_from(list(RULES["loss_agg_mode"]))),
         loss_scale_factor=1024,
         metrics=draw(st.sampled_from(("basic", "full"))),
     )
@@ -131,11 +133,8 @@ def test_the_look_at_the_numbers_costs_no_transfer_of_its_own(name, metrics, mon
     assert transfers == ["tolist"]
 
 
-@pytest.mark.parametrize(
-    "compiled", [False, pytest.param(True, marks=pytest.mark.soak)], ids=["eager", "compiled"]
-)  # the first compilation of a process takes ten seconds
-def test_the_first_bad_token_is_named(compiled):
-    objective = Objective(**PRESETS["rec_ring_is"].policy_loss, compile=compiled)
+def test_the_first_bad_token_is_named():
+    objective = Objective(**PRESETS["rec_ring_is"].policy_loss)
     numbers = {name: torch.full((4, 3), -1.0) for name in ("logprob", "old_logprob", "advantages")}
     mask = torch.ones(4, 3, dtype=torch.bool)
     mask[0] = False
@@ -168,15 +167,15 @@ def test_a_gradient_too_large_for_its_type_is_an_error():
 
 @st.composite
 def shapings(draw) -> RECAdvantage:
-    pairwise = draw(st.sampled_from(PAIRWISE))
+    pairwise = draw(st.sampled_from(choices_of(Shaping.model_fields["pairwise"])))
     return RECAdvantage(
         epsilon=draw(st.sampled_from((0.0, 1e-6))),
         std_normalize=pairwise is None and draw(st.booleans()),
-        drop=draw(st.sampled_from(DROPS)) if pairwise is None else None,
-        drop_form=draw(st.sampled_from(DROP_FORMS)),
+        drop=draw(st.sampled_from(choices_of(Shaping.model_fields["drop"]))) if pairwise is None else None,
+        drop_form=draw(st.sampled_from(choices_of(Shaping.model_fields["drop_form"]))),
         pairwise=pairwise,
         pairwise_temp=draw(st.sampled_from((1e-9, 1.0))),
-        reweight=draw(st.sampled_from(REWEIGHTS)),
+        reweight=draw(st.sampled_from(choices_of(Shaping.model_fields["reweight"]))),
         reweight_floor=draw(st.sampled_from((1e-9, 0.8))),
     )
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from trinity_rec.shaping import (
+from trinity_rec.shaping.groups import (
     PAIRWISE_WEIGHTS,
     adaptive_temperature,
     balanced_keep,

@@ -6,18 +6,26 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
-from trinity_rec.commands import arguments
+from pydantic.fields import FieldInfo
+
+from trinity_rec.declared import Declared, choices_of
+from trinity_rec.objective import Objective
+from trinity_rec.objective.rules import RULES
 from trinity_rec.presets import Preset
+from trinity_rec.shaping import Shaping
 from trinity_rec.yaml.effective import GROUP_SIZE, as_section, effective
 from trinity_rec.yaml.notation import readable
+
+BLOCKS: dict[str, type[Declared]] = {"policy_loss_fn_args": Objective, "advantage_fn_args": Shaping}
 
 
 def overview(preset: Preset) -> dict[str, Any]:
     """One row of `trinity-rec list`."""
     loss, advantage = preset.policy_loss, preset.advantage
+    weight = loss.get("weight", "none")
     sampling = {"importance_sampling": "token", "gspo_importance_sampling": "sequence"}
     shaping = [
-        "exp(A / temp)" if loss.get("weight") == "advantage" else None,
+        "exp(A / temp)" if weight == "advantage" else None,
         "exp(A / T)" if advantage.get("reweight") else None,
         "1 / std" if advantage.get("std_normalize") else None,
         "drop" if advantage.get("drop") else None,
@@ -27,7 +35,7 @@ def overview(preset: Preset) -> dict[str, Any]:
         "preset": preset.name,
         "family": preset.family,
         "clip": loss.get("clip_mode", "none"),
-        "IS": sampling.get(loss.get("weight", ""), "none"),
+        "IS": sampling.get(weight, "none" if weight in ("none", "advantage") else weight),
         "data_weight": ", ".join(filter(None, shaping)) or "none",
         "regulariser": loss.get("regularizer", "none"),
         "needs_old_logprobs": needs_old_logprobs(loss),
@@ -41,8 +49,8 @@ def needs_old_logprobs(policy_loss: Mapping[str, Any]) -> bool:
     """Whether the gradient depends on rho; where not, the rollout's logprobs serve the metrics alone."""
     return (
         policy_loss.get("clip_mode", "none") != "none"
-        or policy_loss.get("weight", "none").endswith("importance_sampling")
-        or policy_loss.get("regularizer", "none").startswith("k2")
+        or policy_loss.get("weight", "none") not in ("none", "advantage")
+        or policy_loss.get("regularizer", "none") not in ("none", "forward-kl")
     )
 
 
@@ -69,8 +77,7 @@ def section(preset: Preset) -> dict[str, Any]:
 def counting_section(preset: Preset) -> dict[str, Any]:
     """`section` without the arguments that the preset does not read; it means the same."""
     whole = section(preset)
-    modes = {"policy_loss_fn_args": arguments.POLICY_LOSS, "advantage_fn_args": arguments.ADVANTAGE}
-    return {key: arguments.read_only(value, modes[key]) if key in modes else value for key, value in whole.items()}
+    return {key: BLOCKS[key].read_only(value) if key in BLOCKS else value for key, value in whole.items()}
 
 
 def differences(left: Preset, right: Preset) -> dict[str, tuple[Any, Any]]:
@@ -88,17 +95,15 @@ def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def comment_on(field: FieldInfo, name: str) -> str:
+    """What a commented section says of an argument: what it may be, where that is one of a few, and its meaning."""
+    choices = choices_of(field) or tuple(RULES.get(name, ()))
+    listed = f"{', '.join(map(scalar, choices))}: " if choices else ""
+    return f"{listed}{field.description}"
+
+
 def section_text(preset: Preset, unicode: bool = True) -> str:
     """The section as YAML to paste, commented; what configs/algorithms/<preset>.yaml holds."""
-    from trinity_rec.commands.schema import choices
-    from trinity_rec.objective import Objective
-    from trinity_rec.plugin.advantage import RECAdvantage
-
-    modes = choices()
-    described = {
-        "policy_loss_fn_args": arguments.descriptions(Objective),
-        "advantage_fn_args": arguments.descriptions(RECAdvantage),
-    }
     needs = "the rollout's logprobs" if needs_old_logprobs(preset.policy_loss) else "nothing but rewards"
     lines = [
         *_comment(f"{preset.title} ({preset.family}). {preset.when}"),
@@ -114,9 +119,7 @@ def section_text(preset: Preset, unicode: bool = True) -> str:
         lines.append(f"  {key}:")
         said = None
         for name, argument in value.items():
-            text = described.get(key, {}).get(name, "")
-            if name in modes:
-                text = f"{', '.join(map(scalar, modes[name]))}: {text}"
+            text = comment_on(BLOCKS[key].model_fields[name], name)
             if text != said:
                 lines += _comment(text, "    ")
             said = text

@@ -1,7 +1,6 @@
-"""A JSON schema of the `algorithm:` section, so that an editor completes and checks it.
+"""`trinity-rec schema`: a JSON schema of the `algorithm:` section, so that an editor completes and checks it.
 
-Names, types, defaults, choices and descriptions are read off the code. Only the ranges of numbers are written down
-here; tests/unit/test_commands_schema.py holds them against what the code accepts.
+Everything that it says of this package's arguments is derived from where they are declared (`declared.Declared`).
 """
 
 from __future__ import annotations
@@ -11,31 +10,14 @@ import types
 import typing
 from typing import Any
 
-from trinity_rec.commands import arguments
+from trinity_rec.declared import Declared, choices_of, json_range
+from trinity_rec.objective import Objective
+from trinity_rec.objective.rules import OPEN, RULES
 from trinity_rec.presets import PRESETS
+from trinity_rec.shaping import Shaping
 from trinity_rec.yaml.notation import readable
 
 _DRAFT = "https://json-schema.org/draft/2020-12/schema"
-
-# The ranges of numbers, by argument; the names are unique among the building blocks.
-RANGES: dict[str, dict[str, Any]] = {
-    "epsilon_low": {"exclusiveMinimum": 0, "maximum": 1},
-    "epsilon_high": {"exclusiveMinimum": 0},
-    "epsilon_low_prime": {"exclusiveMinimum": 0, "maximum": 1},
-    "epsilon_high_prime": {"exclusiveMinimum": 0},
-    "temp": {"exclusiveMinimum": 0},
-    "regularizer_coef": {"minimum": 0},
-    "loss_scale_factor": {"exclusiveMinimum": 0},
-    "epsilon": {"minimum": 0},
-    "pairwise_temp": {"minimum": 1e-9},
-    "reweight_floor": {"minimum": 1e-9},
-    "max_reads": {"minimum": 1},
-    "decay": {"exclusiveMinimum": 0, "maximum": 1},
-    "max_staleness": {"minimum": 0},
-    "batches": {"minimum": 1},
-}
-# What the configuration check sets for itself.
-_INTERNAL = ("backend", "sample_weight")
 
 
 def algorithm_schema() -> dict[str, Any]:
@@ -43,8 +25,6 @@ def algorithm_schema() -> dict[str, Any]:
     from trinity.algorithm import ENTROPY_LOSS_FN, KL_FN, SAMPLE_STRATEGY
     from trinity.common.config import AlgorithmConfig
 
-    from trinity_rec.objective import LOSS_AGG_MODES, Objective
-    from trinity_rec.plugin.advantage import RECAdvantage
     from trinity_rec.plugin.algorithm import ADVANTAGE, POLICY_LOSS
 
     strategies = sample_strategies()
@@ -58,12 +38,12 @@ def algorithm_schema() -> dict[str, Any]:
     plain = [name for name in SAMPLE_STRATEGY._default_mapping if name != "mix"]
     properties |= {
         "policy_loss_fn": _named_or_dotted([POLICY_LOSS]),
-        "policy_loss_fn_args": _arguments_of(Objective),
+        "policy_loss_fn_args": _policy_loss_arguments(),
         "advantage_fn": _named_or_dotted([ADVANTAGE]),
-        "advantage_fn_args": _arguments_of(RECAdvantage),
+        "advantage_fn_args": _arguments_of(Shaping),
         "sample_strategy": _named_or_dotted([*strategies, *plain]),
         "sample_strategy_args": {"type": ["object", "null"]},
-        "loss_agg_mode": {"enum": [None, *LOSS_AGG_MODES]},
+        "loss_agg_mode": {"enum": [None, *RULES["loss_agg_mode"]]},
         "kl_loss_fn": kl,
         "kl_penalty_fn": kl,
         "entropy_loss_fn": entropy,
@@ -77,7 +57,7 @@ def algorithm_schema() -> dict[str, Any]:
         "additionalProperties": False,
         "allOf": [
             *(
-                _if_then("sample_strategy", name, "sample_strategy_args", _strategy_arguments(strategy))
+                _if_then("sample_strategy", name, "sample_strategy_args", _arguments_of(strategy.Arguments))
                 for name, strategy in strategies.items()
             ),
         ],
@@ -94,44 +74,30 @@ def sample_strategies() -> dict[str, type]:
     return {name: block for name, block in classes.items() if issubclass(block, RECSampleStrategy)}
 
 
-def choices() -> dict[str, tuple[Any, ...]]:
-    """The arguments that take one of a few values."""
-    from trinity_rec import objective, shaping
-
-    return {
-        "clip_mode": objective.CLIP_MODES,
-        "weight": objective.WEIGHTS,
-        "regularizer": objective.REGULARIZERS,
-        "loss_agg_mode": (None, *objective.LOSS_AGG_MODES),
-        "metrics": objective.METRICS,
-        "std_normalize": (False, True, None),
-        "drop": shaping.DROPS,
-        "drop_form": shaping.DROP_FORMS,
-        "pairwise": shaping.PAIRWISE,
-        "reweight": shaping.REWEIGHTS,
-    }
-
-
-def _arguments_of(documented: type) -> dict[str, Any]:
-    """The arguments of a building block, a dataclass, as the object that a YAML gives them in."""
-    said, modes = arguments.descriptions(documented), choices()
+def _arguments_of(declared: type[Declared]) -> dict[str, Any]:
+    """The arguments of a block as the object that a YAML gives them in."""
     properties = {}
-    for name, schema in _properties_of(documented).items():
-        if name in modes:
-            schema = {"enum": list(modes[name]), **{key: schema[key] for key in schema if key == "default"}}
-        properties[name] = {"description": said.get(name, ""), **schema, **RANGES.get(name, {})}
+    for name, field in declared.model_fields.items():
+        if name in RULES and issubclass(declared, Objective):
+            names = {"enum": [*RULES[name], *([None] if field.default is None else [])]}
+            schema = {"anyOf": [names, _OWN_RULE]} if name in OPEN else names
+        elif choices := choices_of(field):
+            schema = {"enum": list(choices)}
+        else:
+            schema = {**_schema_of(field.annotation), **json_range(field)}
+        properties[name] = {"description": field.description or "", **schema, "default": field.default}
     return {"type": ["object", "null"], "properties": properties, "additionalProperties": False}
 
 
-def _strategy_arguments(strategy: Any) -> dict[str, Any]:
-    """The arguments of a sample strategy; its types are those of its constructor."""
-    said, hints = arguments.descriptions(strategy), typing.get_type_hints(strategy.__init__)
-    properties = {
-        name: {"description": said[name], **_schema_of(hints[name]), "default": default, **RANGES.get(name, {})}
-        for name, default in strategy.default_args().items()
-        if name not in _INTERNAL
-    }
-    return {"type": ["object", "null"], "properties": properties, "additionalProperties": False}
+def _policy_loss_arguments() -> dict[str, Any]:
+    """Of the objective; where a rule is the user's own, its arguments are, too."""
+    known = _arguments_of(Objective)
+    del known["additionalProperties"]
+    own_rule = {"anyOf": [{"properties": {kind: _OWN_RULE}, "required": [kind]} for kind in OPEN]}
+    return {**known, "if": own_rule, "else": {"propertyNames": {"enum": list(known["properties"])}}}
+
+
+_OWN_RULE = {"type": "string", "pattern": r"^[^\W\d]\w*(\.[^\W\d]\w*)+$"}
 
 
 def _properties_of(dataclass: type) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
@@ -17,13 +17,13 @@ from trinity.algorithm.advantage_fn.advantage_fn import AdvantageFn
 from trinity.buffer.operators import ExperienceOperator
 from trinity.common.experience import Experience
 
-from trinity_rec.shaping import Shaped, Shaping, group_statistics
+from trinity_rec.shaping import Shaped, Shaping
+from trinity_rec.shaping.groups import group_statistics
 
 # Experiences written back at a time: few enough for the caches, many enough to pay for the calls.
 _CHUNK = 1024
 
 
-@dataclass
 class RECAdvantage(Shaping, AdvantageFn, ExperienceOperator):
     """Group-relative advantages; takes what upstream's `rec` advantage takes, with the same meaning (`Shaping`).
 
@@ -32,19 +32,9 @@ class RECAdvantage(Shaping, AdvantageFn, ExperienceOperator):
     missing, NaN or infinite is left out of its group's statistics and of the loss, and counted. A group of one
     response, or one whose rewards are all equal, gets advantage 0: it holds no comparison.
 
-    Attributes:
-        seed: of RED-Drop's choice; the same seed, task and run draw the same lot in any process and order.
-
     Raises:
         ValueError: an argument is not allowed; the message names it, its value and what is allowed.
     """
-
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not isinstance(self.seed, int) or isinstance(self.seed, bool):
-            raise ValueError(f"seed={self.seed!r} is not an integer")
 
     def __call__(self, exps: list[Experience], **kwargs: Any) -> tuple[list[Experience], dict[str, float]]:
         return self.process(exps)
@@ -120,10 +110,6 @@ class RECAdvantage(Shaping, AdvantageFn, ExperienceOperator):
     def compute_in_trainer(cls) -> bool:
         """False: advantages need whole groups, so they are computed where the explorer's batch is seen whole."""
         return False
-
-    @classmethod
-    def default_args(cls) -> dict[str, Any]:
-        return asdict(cls())
 
 
 @dataclass

@@ -7,6 +7,7 @@ defaults of its own; what is decided here reaches every process with the configu
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
@@ -18,6 +19,7 @@ from trinity.common.config import Config
 from trinity.utils.log import get_logger
 
 import trinity_rec
+from trinity_rec.objective import Objective
 from trinity_rec.plugin.advantage import RECAdvantage
 from trinity_rec.plugin.arguments import build, shortened
 from trinity_rec.plugin.policy_loss import RECPolicyLoss
@@ -125,6 +127,8 @@ def _complete_policy_loss(config: Config, preset: Preset, strategy_args: dict[st
     if strategy is not None and strategy.supplies_sample_weight(strategy_args):
         args["sample_weight"] = True
     known = [*RECPolicyLoss.default_args(), "loss_agg_mode", "sample_weight"]
+    with suppress(ValueError):  # a rule that cannot be imported, which the loss refuses with its reason
+        known += Objective.own_arguments(args)
     loss = build(RECPolicyLoss, "algorithm.policy_loss_fn_args", known, args)
     # Trinity averages KL and entropy terms by the same key, and overwrites the loss's argument with it.
     algorithm.loss_agg_mode = args["loss_agg_mode"] = loss.objective.loss_agg_mode

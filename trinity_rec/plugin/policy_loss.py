@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -68,7 +67,7 @@ class RECPolicyLoss(PolicyLossFn):
     @classmethod
     def default_args(cls) -> dict[str, Any]:
         """The neutral arguments. `loss_agg_mode` is not among them: Trinity would overwrite it with its own default."""
-        return {name: value for name, value in asdict(Objective()).items() if name != "loss_agg_mode"}
+        return {name: value for name, value in Objective.default_args().items() if name != "loss_agg_mode"}
 
 
 def _ships_normalisers(backend: str) -> bool:

@@ -25,7 +25,7 @@ from trinity_rec.yaml.document import Document, Key, dotted
 from trinity_rec.yaml.effective import trinity_warnings
 from trinity_rec.yaml.source import unreadable_buffer
 from trinity_rec.yaml.summary import Summary, summarise
-from trinity_rec.yaml.translate import MODES, nearest
+from trinity_rec.yaml.translate import BLOCKS, nearest
 
 if typing.TYPE_CHECKING:
     from trinity.common.config import Config
@@ -247,7 +247,7 @@ class _Check:
                 config.algorithm.algorithm_type = f"trinity_rec.{name}"
             return plain
         if name == "rec":
-            given = {key: getattr(config.algorithm, key) for key in ("algorithm_type", *MODES)}
+            given = {key: getattr(config.algorithm, key) for key in ("algorithm_type", *BLOCKS)}
             preset, args = nearest(given)
             differing = ", ".join(f"{key} {value}" for values in args.values() for key, value in values.items())
             self.add(

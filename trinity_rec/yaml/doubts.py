@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from trinity_rec.commands import arguments
+from trinity_rec.declared import Declared
+from trinity_rec.objective import Objective
+from trinity_rec.shaping import Shaping
 from trinity_rec.yaml.document import Key
 from trinity_rec.yaml.summary import ROLLOUT_MODES, TRAINING_MODES, Summary
 
@@ -141,14 +143,20 @@ def _kl_without_term(case: Case) -> Iterator[Doubt]:
 
 
 def _ignored_arguments(case: Case) -> Iterator[Doubt]:
-    for key, effective, modes in (
-        ("policy_loss_fn_args", case.loss, arguments.POLICY_LOSS),
-        ("advantage_fn_args", case.advantage, arguments.ADVANTAGE),
-        ("sample_strategy_args", case.config.algorithm.sample_strategy_args or {}, arguments.SAMPLE_STRATEGY),
-    ):
+    from trinity_rec.plugin.sample_strategy import strategy_named
+
+    algorithm = case.config.algorithm
+    strategy = strategy_named(algorithm.sample_strategy)
+    blocks: list[tuple[str, Mapping[str, Any], type[Declared]]] = [
+        ("policy_loss_fn_args", case.loss, Objective),
+        ("advantage_fn_args", case.advantage, Shaping),
+    ]
+    if strategy is not None:
+        blocks.append(("sample_strategy_args", algorithm.sample_strategy_args or {}, strategy.Arguments))
+    for key, effective, block in blocks:
         for name in _mapping(case.given.get(key)):
-            if name in effective and not arguments.is_read(name, effective, modes):
-                mode, values = modes[name]
+            if name in effective and not block.is_read(name, effective):
+                mode, values = (first := block.read_under(name)[0]).mode, first.values
                 setting = f"{mode}: {_yaml(effective.get(mode))}"
                 yield Doubt(
                     ("algorithm", key, name),

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trinity_rec.commands import arguments
 from trinity_rec.commands.catalogue import scalar
+from trinity_rec.formula import gradient
+from trinity_rec.objective import Objective
 from trinity_rec.presets import PRESETS, Preset
+from trinity_rec.shaping import Shaping
 from trinity_rec.yaml.notation import readable
-from trinity_rec.yaml.translate import ADVANTAGE_ARGS, LOSS_ARGS, MODES, nearest_preset
 
 if TYPE_CHECKING:
     from trinity.common.config import AlgorithmConfig, Config
@@ -87,9 +88,9 @@ def summarise(config: Config) -> Summary:
     reference = bool(known and ALGORITHM_TYPE.get(name).use_reference)
     loss_args, advantage_args = dict(algorithm.policy_loss_fn_args or {}), dict(algorithm.advantage_fn_args or {})
     if algorithm.policy_loss_fn == "trinity_rec.RECPolicyLoss":
-        loss_args = arguments.read_only(loss_args, arguments.POLICY_LOSS)
+        loss_args = Objective.read_only(loss_args)
     if algorithm.advantage_fn == "trinity_rec.RECAdvantage":
-        advantage_args = arguments.read_only(advantage_args, arguments.ADVANTAGE)
+        advantage_args = Shaping.read_only(advantage_args)
     loss_args.pop("loss_agg_mode", None)
     strategy_args = dict(algorithm.sample_strategy_args or {})
     strategy_args.pop("backend", None)
@@ -129,20 +130,22 @@ def _gradient_of(
         return f"that of {loss}, which is not this package's" if "." in (loss or "") else ""
     if loss != POLICY_LOSS:
         return f"that of {loss}, not the preset's"
-    gradient = readable(_gradient(preset, loss_args, advantage_args if advantage == ADVANTAGE else preset.advantage))
-    return gradient if advantage == ADVANTAGE else f"{gradient}, with A by {advantage}"
+    text = readable(_gradient(preset, loss_args, advantage_args if advantage == ADVANTAGE else preset.advantage))
+    return text if advantage == ADVANTAGE else f"{text}, with A by {advantage}"
 
 
 def _gradient(preset: Preset, policy_loss: Mapping[str, Any], advantage: Mapping[str, Any]) -> str:
-    """Of the preset with these modes: arguments of the YAML may have made another algorithm of the one it names."""
-    found, needed = nearest_preset({LOSS_ARGS: dict(policy_loss), ADVANTAGE_ARGS: dict(advantage)}, first=preset)
+    """Of the arguments as they are, which may have made another algorithm of the preset; and the numbers that differ
+    from the preset's.
+    """
     beside = [
         f"{name}={scalar(value)}"
-        for key, modes in MODES.items()
-        for name, value in needed[key].items()
-        if name not in modes and name not in arguments.RUNTIME
+        for block, args, row in ((Objective, policy_loss, preset.policy_loss), (Shaping, advantage, preset.advantage))
+        for name, value in args.items()
+        if name in block.model_fields and block.read_under(name) and value != {**block.default_args(), **row}[name]
     ]
-    return f"{found.gradient}; and {', '.join(beside)}" if beside else found.gradient
+    text = gradient(policy_loss, advantage)
+    return f"{text}; and {', '.join(beside)}" if beside else text
 
 
 def staleness(config: Config) -> tuple[int, int] | None:

@@ -6,8 +6,10 @@ import inspect
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from trinity_rec.commands import arguments
+from trinity_rec.declared import Declared
+from trinity_rec.objective import Objective
 from trinity_rec.presets import PRESETS, Preset
+from trinity_rec.shaping import Shaping
 from trinity_rec.terminal import UsageError
 from trinity_rec.yaml.upstream import ADVANTAGE_ARGS, LOSS_ARGS, Arguments, Meaning, meaning
 
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from trinity.common.config import AlgorithmConfig
 
 NEAREST = "nearest"
-MODES = {LOSS_ARGS: arguments.POLICY_LOSS, ADVANTAGE_ARGS: arguments.ADVANTAGE}
+BLOCKS: dict[str, type[Declared]] = {LOSS_ARGS: Objective, ADVANTAGE_ARGS: Shaping}
 
 # Trinity's algorithms that have a preset of the same kind.
 COUNTERPARTS = {
@@ -29,15 +31,15 @@ COUNTERPARTS = {
 
 def arguments_of(section: Mapping[str, Any]) -> Arguments | None:
     """The arguments with which a YAML's `rec` or preset would run, defaults filled in; None for other algorithms."""
-    given = {key: section.get(key) or {} for key in MODES}
+    given = {key: section.get(key) or {} for key in BLOCKS}
     name = str(section.get("algorithm_type"))
     preset = PRESETS.get(name.removeprefix("trinity_rec."))
     if name == "rec":
-        return {key: {**_upstream_defaults()[key][not given[key]], **given[key]} for key in MODES}
+        return {key: {**_upstream_defaults()[key][not given[key]], **given[key]} for key in BLOCKS}
     if preset is None:
         return None
     own = _own_arguments(preset)
-    return {key: {**own[key], **given[key]} for key in MODES}
+    return {key: {**own[key], **given[key]} for key in BLOCKS}
 
 
 def _own_arguments(preset: Preset) -> Arguments:
@@ -73,23 +75,24 @@ def carried(section: Mapping[str, Any], preset: Preset) -> Arguments:
         old = {} if was is None else was.args
     own = _own_arguments(preset)
     found: Arguments = {}
-    for key, modes in MODES.items():
+    for key, block in BLOCKS.items():
         args = old.get(key, {})
         found[key] = {
             name: value
             for name, value in args.items()
             if name in own[key]
-            and value != own[key][name]
-            and (name in modes or name in arguments.RUNTIME)
-            and arguments.is_read(name, own[key], modes)
-            and _same_mode(name, args, own[key], modes)
+            and value not in (own[key][name], block.default_args().get(name))  # restating a default asks for nothing
+            and (block.read_under(name) or name == "metrics")
+            and block.is_read(name, own[key])
+            and _same_mode(name, args, own[key], block)
         }
     return found
 
 
-def _same_mode(name: str, args: Mapping[str, Any], own: Mapping[str, Any], modes: arguments.Modes) -> bool:
-    mode = modes.get(name, (None,))[0]
-    return mode is None or args.get(mode, own.get(mode)) == own.get(mode)
+def _same_mode(name: str, args: Mapping[str, Any], own: Mapping[str, Any], block: type[Declared]) -> bool:
+    """Whether the modes by which the preset reads an argument are the same in both."""
+    modes = [each.mode for each in block.read_under(name) if own.get(each.mode) in each.values]
+    return all(args.get(mode, own.get(mode)) == own.get(mode) for mode in modes)
 
 
 def nearest(section: Mapping[str, Any], path: str = "") -> tuple[Preset, Arguments]:
@@ -117,15 +120,15 @@ def nearest_preset(old: Arguments, first: Preset | None = None) -> tuple[Preset,
 def _needed(old: Arguments, preset: Preset) -> Arguments:
     own = _own_arguments(preset)
     needed: Arguments = {}
-    for key, modes in MODES.items():
-        counting = arguments.read_only({**own[key], **old[key]}, modes)
+    for key, block in BLOCKS.items():
+        counting = block.read_only({**own[key], **old[key]})
         needed[key] = {name: value for name, value in counting.items() if value != own[key].get(name)}
     return needed
 
 
 def _distance(needed: Arguments, preset: Preset) -> tuple[int, int, bool]:
     """Modes weigh more than numbers, and the free composition `rec` comes last among equals."""
-    modes = sum(name not in MODES[key] for key, values in needed.items() for name in values)
+    modes = sum(not BLOCKS[key].read_under(name) for key, values in needed.items() for name in values)
     numbers = sum(map(len, needed.values())) - modes
     return modes, numbers, preset.name == "rec"
 
@@ -170,7 +173,7 @@ def announcements(old: Mapping[str, Any], section: Mapping[str, Any], preset: Pr
 
 def _of_arguments(old: Mapping[str, Any], new: Arguments, was: Meaning | None, preset: Preset) -> Iterator[str]:
     origin = {} if was is None else was.origin
-    for key in MODES:
+    for key in BLOCKS:
         for name, value in (old.get(key) or {}).items():
             place = f"{key}.{name}"
             ours = [where for where, theirs in origin.items() if theirs == place] or [(key, name)]

@@ -1,4 +1,4 @@
-"""Data shaping, in pure torch: from the rewards of grouped responses to one advantage a response.
+"""The maths of data shaping, in pure torch: from the rewards of grouped responses to one advantage a response.
 
 A group holds the K responses to one prompt. Every function works on all groups of a batch at once: `rewards` and the
 results are [responses], and `group` [responses] numbers each response's group from 0. Sources are sections of
@@ -7,109 +7,15 @@ results are [responses], and `group` [responses] numbers each response's group f
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Real
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-PAIRWISE_WEIGHTS = ("uniform", "reward-gap", "product")
-DROPS = (None, "balance")
-DROP_FORMS = ("zero", "exclude")
-REWEIGHTS = (None, "adaptive")
-PAIRWISE = (None, *PAIRWISE_WEIGHTS)
+from trinity_rec.shaping import PairwiseWeights
 
-
-@dataclass
-class Shaping:
-    """How the rewards of a batch become advantages: one choice of baseline, scale, drop and reweighting.
-
-    Attributes:
-        epsilon: added to the std by `std_normalize`.
-        std_normalize: divide by the group's population standard deviation, as GRPO does.
-        drop: "balance" is RED-Drop (section 4); None drops nothing.
-        drop_form: what dropping means. "zero", upstream's form: the advantage is 0, but the tokens stay in the token
-            mean and under any regulariser. "exclude", the paper's: they are out of both. Upstream's is the default
-            here, so that its YAMLs keep their meaning; the preset `red_drop` takes the paper's.
-        pairwise: weights of pairwise-weighted REINFORCE (`pairwise_advantage`); None is r - mean.
-        pairwise_temp: the temperature of `pairwise: product`.
-        reweight: "adaptive" is adaptive RED-Weight (`adaptive_temperature`); None does not reweight.
-        reweight_floor: the least temperature of `reweight`.
-
-    Raises:
-        ValueError: an argument is not allowed; the message names it, its value and what is allowed.
-    """
-
-    epsilon: float = 1e-6
-    std_normalize: bool | None = False
-    drop: str | None = None
-    drop_form: str = "zero"
-    pairwise: str | None = None
-    pairwise_temp: float = 1.0
-    reweight: str | None = None
-    reweight_floor: float = 0.8
-
-    def __post_init__(self) -> None:
-        choices = {"drop": DROPS, "drop_form": DROP_FORMS, "pairwise": PAIRWISE, "reweight": REWEIGHTS}
-        for name, allowed in {**choices, "std_normalize": (True, False, None)}.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(map(str, allowed))}")
-        for name, least in (("epsilon", 0), ("pairwise_temp", 1e-9), ("reweight_floor", 1e-9)):
-            value = getattr(self, name)
-            if not isinstance(value, Real) or isinstance(value, bool) or not least <= float(value) < math.inf:
-                raise ValueError(f"{name}={value!r} is not a number of at least {least}")
-        if self.pairwise is not None and (self.std_normalize or self.drop):
-            raise ValueError(
-                f"pairwise={self.pairwise!r} does not go with std_normalize or drop: it is a baseline itself"
-            )
-
-    def shape(
-        self, rewards: Tensor, group: Tensor, *, tokens: Callable[[], Tensor], lottery: Callable[[], Tensor]
-    ) -> Shaped:
-        """The advantages of a batch.
-
-        Args:
-            rewards: [responses]; a response whose reward is not finite is left out of its group and of the loss.
-            group: [responses], int64, from 0.
-            tokens: gives how many tokens of each response are in the loss, [responses]; asked only to reweight.
-            lottery: gives a random number for each response, [responses]; asked only to drop.
-        """
-        valid = kept = rewards.isfinite()
-        if self.drop == "balance":
-            kept = balanced_keep(rewards, group, valid, lottery())
-        if self.pairwise is None:
-            advantages = group_advantage(
-                rewards, group, kept, std_normalize=bool(self.std_normalize), epsilon=self.epsilon
-            )
-        else:
-            advantages = pairwise_advantage(rewards, group, kept, weights=self.pairwise, temp=self.pairwise_temp)
-        reweighting = None
-        if self.reweight == "adaptive":
-            reweighting = adaptive_temperature(advantages[kept], tokens()[kept], floor=self.reweight_floor)
-            advantages = advantages * (advantages / reweighting.temperature).exp()
-        in_loss = kept if self.drop_form == "exclude" else valid
-        return Shaped(advantages, valid, kept, in_loss, reweighting)
-
-
-@dataclass(frozen=True)
-class Shaped:
-    """What `Shaping.shape` found, [responses] each.
-
-    Attributes:
-        advantages: float64; 0 where a response is not kept.
-        valid: bool; its reward is finite.
-        kept: bool; valid and not dropped.
-        in_loss: bool; whether its tokens count in the loss.
-        reweighting: the temperature of `reweight`, None without.
-    """
-
-    advantages: Tensor
-    valid: Tensor
-    kept: Tensor
-    in_loss: Tensor
-    reweighting: Reweighting | None
+PAIRWISE_WEIGHTS = get_args(PairwiseWeights)
 
 
 @dataclass(frozen=True)

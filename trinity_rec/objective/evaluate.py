@@ -1,0 +1,127 @@
+"""The loss of a batch: checks, the average, and the hand-over of the gradient to autograd."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from trinity_rec.objective.metrics import summary
+from trinity_rec.objective.not_finite import why_not_finite
+from trinity_rec.objective.rows import EXACT, blockwise
+from trinity_rec.objective.rules import Parts
+
+_WITNESSES = ("log_ratio", "advantage", "gradient")
+_LARGEST = {dtype: torch.finfo(dtype).max for dtype in EXACT}
+
+
+def evaluate(
+    parts: Parts,
+    logprob: Tensor,
+    old_logprob: Tensor,
+    mask: Tensor,
+    advantages: Tensor,
+    sample_weight: Tensor | None,
+    count: int | Tensor | None,
+    dp_size: int | Tensor,
+) -> tuple[Tensor, dict[str, float]]:
+    """See `Objective.__call__`; `count` is what the average is over, tokens or responses."""
+    if logprob.dim() not in (1, 2) or not logprob.is_floating_point():
+        raise ValueError(
+            f"logprob must be a floating-point [batch, response] or [response] tensor, "
+            f"got {logprob.dtype} {list(logprob.shape)}"
+        )
+    for name, tensor in (("old_logprob", old_logprob), ("mask", mask), ("advantages", advantages)):
+        if tensor.shape != logprob.shape:
+            raise ValueError(f"{name} has shape {list(tensor.shape)}, logprob {list(logprob.shape)}")
+    wanted = logprob.requires_grad and torch.is_grad_enabled()
+    inputs = [logprob.detach(), old_logprob, mask.bool(), advantages]
+    if logprob.dim() == 1:
+        inputs = [x.view(1, -1) for x in inputs]
+    with torch.no_grad():
+        ascent, scale, total, dtype = average(parts, inputs, wanted, sample_weight, count, dp_size)
+        if not _is_finite(total, dtype):
+            # Padding that holds no finite number, which a product with 0 does not clear? Then without it.
+            inputs = [x if x is inputs[2] else x.where(inputs[2], 0) for x in inputs]
+            ascent, scale, total, dtype = average(parts, inputs, wanted, sample_weight, count, dp_size)
+            if not _is_finite(total, dtype):
+                sums = blockwise(parts, inputs, wanted)[1]
+                raise FloatingPointError(why_not_finite(*inputs, sums, scale, dimensions=logprob.dim()))
+        loss = logprob.new_full((), total.get("regulariser", 0.0) - total["policy"], dtype=dtype)
+    if wanted:
+        loss = _WithGradient.apply(logprob, loss, ascent, *scale)
+    return loss, summary(parts, total, *inputs[0].shape)
+
+
+def average(
+    parts: Parts,
+    inputs: Sequence[Tensor],
+    wanted: bool,
+    sample_weight: Tensor | None,
+    count: int | Tensor | None,
+    dp_size: int | Tensor,
+) -> tuple[Tensor | None, tuple[float, Tensor | None], dict[str, float], torch.dtype]:
+    """The gradient over -n, [batch, response]; n as a number and, where responses differ, a factor of each, [batch, 1];
+    the totals of all sums over the batch, the policy term and the regulariser times n; the type of the loss.
+    """
+    ascent, sums = blockwise(parts, inputs, wanted)
+    names, table = list(sums), torch.cat(list(sums.values()), -1)  # [batch, names]
+    shared, by_row = 1.0, None
+    factor = parts.average(sums["tokens"])
+    if isinstance(factor, Tensor):
+        by_row = factor
+    else:
+        shared = factor
+    if sample_weight is not None:
+        weight = sample_weight.to(table).reshape(-1, 1)
+        by_row = weight.expand(len(table), 1) if by_row is None else by_row * weight
+    if by_row is not None:
+        table[:, : 1 + ("regulariser" in sums)] *= by_row
+    totals = table.sum(0, dtype=torch.float64)
+    if parts.full and len(table):
+        place = names.index("ratio_max")
+        totals[place] = table[:, place].max()
+    elsewhere = [x.to(totals).reshape(1) for x in (count, dp_size) if isinstance(x, Tensor)]
+    if elsewhere:
+        totals = torch.cat([totals, *elsewhere])
+    numbers = totals.tolist()  # the one transfer from the device of a call
+    total = dict(zip(names, numbers, strict=False))
+    given = iter(numbers[len(names) :])
+    count, dp_size = (next(given) if isinstance(x, Tensor) else x for x in (count, dp_size))
+    if count is None:
+        count = total["tokens"] if parts.over_tokens else len(inputs[0])
+    shared *= dp_size / max(count, 1)
+    total["policy"] *= shared
+    if "regulariser" in total:
+        total["regulariser"] *= shared
+    return ascent, (shared, by_row), total, table.dtype
+
+
+def _is_finite(total: dict[str, float], dtype: torch.dtype) -> bool:
+    """Whether loss and gradient are finite numbers of this type: whatever is not shows in one of these sums."""
+    if not all(math.isfinite(total[name]) for name in _WITNESSES if name in total):
+        return False
+    return abs(total.get("regulariser", 0.0) - total["policy"]) <= _LARGEST[dtype]
+
+
+class _WithGradient(torch.autograd.Function):
+    """A loss with its gradient, -n * ascent; n is a number times, where responses differ, a factor of each."""
+
+    @staticmethod
+    def forward(ctx, logprob, loss, ascent, shared, by_row):
+        ctx.shape, ctx.ascent, ctx.shared, ctx.by_row = logprob.shape, ascent, shared, by_row
+        return loss
+
+    @staticmethod
+    def backward(ctx, loss_gradient):
+        if torch.is_grad_enabled():  # by create_graph; torch's once_differentiable takes a tenth of a short call
+            raise RuntimeError("this loss is differentiable once")
+        if ctx.ascent is None:
+            raise RuntimeError("the gradient of this loss was handed out already: call the objective again")
+        ascent, ctx.ascent = ctx.ascent, None
+        scale = loss_gradient * -ctx.shared
+        if ctx.by_row is not None:
+            scale = scale * ctx.by_row
+        return ascent.mul_(scale).view(ctx.shape), None, None, None, None

@@ -1,0 +1,76 @@
+"""Rows through the cache: a batch's gradient and each response's sums, block by block, by the rules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trinity_rec.objective.metrics import full_sums, total
+from trinity_rec.objective.rules import Parts
+from trinity_rec.objective.tokens import Tokens
+
+# Elements of a block of rows on a CPU: what a rule makes of it fits in a core's second-level cache, and each call of
+# torch works long enough to be worth its overhead.
+BLOCK = 65_536
+
+# The types of the arithmetic. A gradient is rounded to any other type, and float16 ends at 65,504.
+EXACT = (torch.float32, torch.float64)
+
+
+def blockwise(parts: Parts, inputs: Sequence[Tensor], wanted: bool) -> tuple[Tensor | None, dict[str, Tensor]]:
+    """The gradient over -n, [batch, response], where it is wanted, and each response's sums, [batch, 1].
+
+    Args:
+        inputs: logprob, old_logprob, mask and advantages, [batch, response] each; the mask is boolean.
+    """
+    batch, length = inputs[0].shape
+    rounded = wanted and inputs[0].dtype not in EXACT
+    if inputs[0].device.type != "cpu" or parts.of_the_batch or batch * length <= BLOCK:
+        ascent, sums = terms(parts, Tokens(*inputs))
+        if rounded:
+            ascent = ascent.to(inputs[0].dtype)
+            sums["gradient"] = total(ascent, torch.float32)
+        return ascent, sums
+    rows = max(1, BLOCK // length)
+    whole = torch.empty_like(inputs[0]) if wanted else None
+    blocks = []
+    for start in range(0, batch, rows):
+        ascent, sums = terms(parts, Tokens(*(x[start : start + rows] for x in inputs)))
+        if whole is not None:
+            place = whole[start : start + rows].copy_(ascent)
+            if rounded:
+                sums["gradient"] = total(place, torch.float32)
+        blocks.append(sums)
+    return whole, {name: torch.cat([sums[name] for sums in blocks]) for name in blocks[0]}
+
+
+def terms(parts: Parts, x: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
+    """M w A - d regulariser / d logprob, [rows, response], and the sums over each response's tokens, [rows, 1]."""
+    ascent, keep, slope = x.advantages, None, None
+    sums: dict[str, Any] = {"policy": None}  # first what the average weighs
+    if parts.regularizer is not None:
+        penalty, slope = parts.regularizer(x)
+        sums["regulariser"] = total(penalty * x.mask if penalty.shape == ascent.shape else penalty)
+    sums["tokens"], sums["log_ratio"] = x.count, x.sum_log_ratio
+    if parts.clip is not None:
+        keep = parts.clip(x)
+        # Rules that look at tokens keep padding, where log rho and A are 0.
+        by_token = keep.shape == ascent.shape
+        sums["kept"] = total(keep) if by_token else keep * x.count + x.mask.shape[-1] - x.count
+    if parts.full:
+        sums |= full_sums(x, keep)
+    if keep is not None:
+        ascent, keep = ascent * keep, None  # memory
+    if parts.weight is not None:
+        weight = parts.weight(x)
+        if isinstance(weight, tuple):
+            weight, uncapped = weight
+            sums["capped"] = total(((uncapped - weight) * x.mask).sign_().abs_())
+        ascent = ascent * weight
+    sums["policy"] = total(ascent * x.raw_logprob)
+    if slope is not None:
+        ascent = ascent - slope * x.mask
+    return ascent, sums
