@@ -90,6 +90,7 @@ $(SMOLLM2)/config.json: | $(ALL)
 bench: $(ALL) runs/trl/.installed $(SMOLLM2)/config.json
 	mkdir -p $(RESULTS)
 	$(BIN)/python benchmarks/objective.py --trl $(TRL) --json $(RESULTS)/objective.json
+	$(BIN)/python benchmarks/corrections.py --trl $(TRL)
 	$(BIN)/python benchmarks/advantage.py --json $(RESULTS)/advantage.json
 	$(BIN)/python benchmarks/scale.py --figure $(RESULTS)/scale.png --json $(RESULTS)/scale.json
 	$(BIN)/python benchmarks/step.py --threads 1 --json $(RESULTS)/step.json

@@ -45,7 +45,7 @@ IN_TRL: dict[str, dict[str, Any]] = {
     "off_cispo": {"loss_type": "cispo", "epsilon_high": 1.28},
     "off_sapo": {"loss_type": "sapo"},
     "off_luspo": {"loss_type": "luspo", "epsilon": 3e-4, "epsilon_high": 4e-4, **SEQUENCE},
-    "off_opsm": {"loss_type": "dapo", "epsilon": 0.2, "off_policy_mask_threshold": 1e-4},
+    "off_opsm": {"loss_type": "dapo", "epsilon": 0.2, "off_policy_mask_threshold": 0.5},
     "off_vespo": {"loss_type": "vespo"},
     "rec_gspo_is": {"loss_type": "grpo", "epsilon": 3e-4, "epsilon_high": 4e-4, **SEQUENCE},
     "rec_oneside_is": {"loss_type": "bnpo", "epsilon": 0.2},

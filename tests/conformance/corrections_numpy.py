@@ -101,12 +101,12 @@ def one_side(ratio: Array | float, advantages: Array, low: float, high: float) -
 
 
 def off_dapo(batch: Batch, low: float = 0.2, high: float = 0.28) -> Array:
-    """DAPO's clip-higher, arXiv 2503.14476 eq. 8."""
+    """DAPO's clip-higher, arXiv 2503.14476."""
     return batch.token_mean([one_side(r.rho, r.advantages, low, high) * r.rho * r.advantages for r in batch.responses])
 
 
 def off_dual_clip(batch: Batch, low: float = 0.2, high: float = 0.2, c: float = 3.0) -> Array:
-    """Dual clip, arXiv 1912.09729 eq. 5: max(min(rho A, clip(rho) A), c A) where A < 0."""
+    """Dual clip, arXiv 1912.09729: max(min(rho A, clip(rho) A), c A) where A < 0."""
 
     def term(r: Response) -> Array:
         dropped = (r.advantages < 0) & (r.rho > c)
@@ -128,12 +128,12 @@ def off_icepop(batch: Batch, lower: float = 0.5, upper: float = 5.0) -> Array:
 
 
 def off_cispo(batch: Batch, low: float = 1.0, high: float = 0.28) -> Array:
-    """CISPO, arXiv 2506.13585 eq. 4 and 5: the ratio is clipped as a weight, and no token loses its gradient."""
+    """CISPO, arXiv 2506.13585: the ratio is clipped as a weight, and no token loses its gradient."""
     return batch.token_mean([np.clip(r.rho, 1 - low, 1 + high) * r.advantages for r in batch.responses])
 
 
 def off_sapo(batch: Batch, tau_positive: float = 1.0, tau_negative: float = 1.05) -> Array:
-    """SAPO, arXiv 2511.20347 eq. 5 and 6: the derivative of the gate (4 / tau) sigmoid(tau (rho - 1)) by log pi."""
+    """SAPO, arXiv 2511.20347: the derivative of the gate (4 / tau) sigmoid(tau (rho - 1)) by log pi."""
 
     def term(r: Response) -> Array:
         tau = np.where(r.advantages > 0, tau_positive, tau_negative)
@@ -179,7 +179,7 @@ def off_ipo(batch: Batch, low: float = 0.2, high: float = 0.2, tau: float = 1e-3
 
 
 def off_gmpo(batch: Batch, low: float = 0.4, high: float = 0.4) -> Array:
-    """GMPO, arXiv 2507.20673 eq. 4: the geometric mean of ratios that are clipped, one by one, in their logarithm."""
+    """GMPO, arXiv 2507.20673: the geometric mean of ratios that are clipped, one by one, in their logarithm."""
 
     def term(r: Response) -> Array:
         clipped = np.array(
@@ -195,7 +195,7 @@ def off_gmpo(batch: Batch, low: float = 0.4, high: float = 0.4) -> Array:
 
 
 def off_luspo(batch: Batch, low: float = 3e-4, high: float = 4e-4) -> Array:
-    """LUSPO, arXiv 2602.05261 eq. 6: GSPO's term of a response times its length."""
+    """LUSPO, arXiv 2602.05261: GSPO's term of a response times its length."""
     return batch.sequence_mean_of_token_sum(
         [one_side(r.mean_ratio, r.advantages, low, high) * r.mean_ratio * r.advantages for r in batch.responses]
     )
@@ -216,7 +216,7 @@ def off_geo_rs(batch: Batch, lower: float = 0.999, upper: float = 1.001) -> Arra
     return batch.token_mean([float(lower <= r.mean_ratio <= upper) * r.advantages for r in batch.responses])
 
 
-def off_opsm(batch: Batch, delta: float = 1e-4, low: float = 0.2, high: float = 0.2) -> Array:
+def off_opsm(batch: Batch, delta: float = 0.5, low: float = 0.2, high: float = 0.2) -> Array:
     """Off-policy sequence masking, arXiv 2512.02556 eq. 9, on GRPO's gradient."""
 
     def term(r: Response) -> Array:
