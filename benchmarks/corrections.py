@@ -125,6 +125,8 @@ def weights(gradient: Gradient, ratios: list[float], advantage: float = 1.0, mu:
 def agreements(elsewhere: Elsewhere | None) -> Table:
     """The greatest difference of gradients over the greatest gradient, on 64 responses of up to 256 tokens."""
     data = {name: x.double() if x.is_floating_point() else x for name, x in responses(64, 256).items()}
+    # Responses that drift as a whole, by half a nat a token: what looks at a response has something to see.
+    data["old_logprob"] += 0.5 * torch.randn(64, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     pairs = [
         (name, "Trinity", {"name": loss} | given, trinity(loss, **given)) for name, (loss, given) in IN_TRINITY.items()
     ]
