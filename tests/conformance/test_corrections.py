@@ -117,6 +117,13 @@ def test_ratios_that_no_number_holds_give_no_infinity(name):
         assert np.isfinite(of_preset(name, data)).all()
 
 
+def test_the_effective_sample_size_has_no_scale():
+    """Ratios so small that their squares are 0, beside padding, whose log rho of 0 is no ratio."""
+    data = batch(1, 0.5)
+    data["logprob"] = data["logprob"] - 400
+    np.testing.assert_allclose(of_preset("off_p3o", data), of_form("off_p3o", data), rtol=1e-10, atol=1e-13)
+
+
 @pytest.mark.parametrize("name", OFF)
 def test_on_policy_every_method_is_reinforce(name):
     """At rho = 1 nothing is clipped or weighed: A times the method's average."""

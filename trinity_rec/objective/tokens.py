@@ -82,7 +82,8 @@ class Tokens:
         """ESS = (sum rho)^2 / (n sum rho^2) over the n tokens of these responses, a scalar; 1 where rho is constant."""
         if not self.log_ratio.numel():
             return self.log_ratio.new_ones(())
-        ratio = (self.log_ratio - self.log_ratio.max()).exp().mul_(self.mask)  # of any scale: that of the largest
+        largest = self.log_ratio.where(self.mask > 0, -torch.inf).max()  # ratios may have any scale
+        ratio = (self.log_ratio - largest).exp_().mul_(self.mask)
         size = ratio.sum().square() / (ratio.square().sum() * self.count.sum())
         return size.nan_to_num(1.0)
 

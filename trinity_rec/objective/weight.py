@@ -111,7 +111,7 @@ def gmpo(x: "Tokens", epsilon_low: EpsilonLow, epsilon_high: EpsilonHigh) -> "Te
     inside = x.log_ratio.clamp(*log_range(epsilon_low, epsilon_high))
     pushed = (x.log_ratio - inside).mul(x.advantages).sign_().clamp_(min=0)  # 1 where the bound counts
     cut = x.log_ratio + (inside - x.log_ratio).mul_(pushed)
-    return (cut.sum(-1, keepdim=True) / x.count.clamp(min=1)).exp_()
+    return (cut.sum(-1, keepdim=True) / x.count.clamp(min=1)).clamp_(max=80).exp_()
 
 
 def sequence_importance_sampling(x: "Tokens", weight_cap: WeightCap) -> "tuple[Tensor, Tensor]":
@@ -128,8 +128,7 @@ def topr(x: "Tokens") -> "tuple[Tensor, Tensor]":
     Tapered off-policy REINFORCE (arXiv 2503.14286, eq. 8). Trinity 0.6 clips the ratio of each token instead of the
     response's.
     """
-    positive = x.advantages.sign().clamp_(min=0)
-    raw = x.product_ratio + (1 - x.product_ratio) * positive
+    raw = x.product_ratio.where(x.advantages <= 0, 1.0)  # W + (1 - W) would be 0 where W is beyond 1 / eps
     return raw.clamp(max=1), raw
 
 
