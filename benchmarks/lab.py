@@ -12,7 +12,7 @@ import time
 
 import torch
 
-from trinity_rec.lab.rates import RATES
+from trinity_rec.lab.tasks import TASKS
 from trinity_rec.lab.training import Experiment, train
 from trinity_rec.variants import SETTINGS, VARIANTS
 
@@ -23,7 +23,7 @@ def steps_per_second(task: str, steps: int, evaluate_every: int) -> float:
         SETTINGS["sync_interval_20"],
         VARIANTS["rec_grpo"],
         0,
-        RATES[task],
+        TASKS[task].rate,
         steps,
         evaluate_every=evaluate_every,
     )
@@ -39,8 +39,8 @@ def main() -> None:
     wanted = parser.parse_args()
     torch.set_num_threads(1)
     print(f"{'task':15} {'with evaluation':>22} {'without':>22}   steps a second: median (min to max)")
-    for task in RATES:
-        train(Experiment(task, SETTINGS["on_policy"], VARIANTS["rec_grpo"], 0, RATES[task], steps=5))  # warm up
+    for task in TASKS:
+        train(Experiment(task, SETTINGS["on_policy"], VARIANTS["rec_grpo"], 0, TASKS[task].rate, steps=5))  # warm up
         cells = []
         for every in (10, 10 * wanted.steps):
             speeds = [steps_per_second(task, wanted.steps, every) for _ in range(wanted.repeats)]

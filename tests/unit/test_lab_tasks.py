@@ -2,10 +2,21 @@
 
 import random
 import re
+from pathlib import Path
 
 import pytest
 
+from trinity_rec.lab import tasks
 from trinity_rec.lab.tasks import TASKS
+
+
+def test_a_file_is_a_task(tmp_path, monkeypatch):
+    source = Path(tasks.__path__[0], "addition.py").read_text(encoding="utf-8")
+    (tmp_path / "sums.py").write_text(source.replace('"addition"', '"sums"'), encoding="utf-8")
+    monkeypatch.setattr(tasks, "__path__", [*tasks.__path__, str(tmp_path)])
+    assert set(tasks.found()) == {*TASKS, "sums"}
+    assert {"addition", "word_problems", "tool_call"} <= set(TASKS)
+
 
 EVERY_TASK = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 

@@ -64,7 +64,8 @@ def command(
 
 
 def _table_of_rates(gains: dict[str, dict[float, float]]) -> Table:
-    from trinity_rec.lab.rates import RATES, chosen
+    from trinity_rec.lab.rates import chosen
+    from trinity_rec.lab.tasks import TASKS
 
     table = Table()
     for column in ("task", "rate", "gain", ""):
@@ -72,7 +73,7 @@ def _table_of_rates(gains: dict[str, dict[float, float]]) -> Table:
     for task, by_rate in gains.items():
         for rate, gain in by_rate.items():
             said = "chosen by the rule" if rate == chosen(by_rate) else ""
-            if rate == RATES[task]:
+            if rate == TASKS[task].rate:
                 said = f"{said}, in use".removeprefix(", ")
             table.add_row(task, f"{rate:g}", f"{gain:+.3f}", said)
     return table

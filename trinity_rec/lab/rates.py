@@ -3,7 +3,7 @@
 The rule: of `CANDIDATES`, the smallest rate at which GRPO on-policy gains at least 90 % of what the best one gains
 (final reward less the reward before training, mean over `SEEDS`, which no experiment uses). Small, as practice and the
 paper choose it (its 1e-6 still learns at five times that, claim C5), but not so small that nothing happens.
-`RATES` is what the rule gave;
+A task's `rate` is what the rule gave;
 
     trinity-rec reproduce --rates
 
@@ -26,8 +26,6 @@ from trinity_rec.variants import SETTINGS, VARIANTS
 CANDIDATES = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3)
 SEEDS = (100, 101, 102)
 ENOUGH = 0.9
-
-RATES: dict[str, float] = {"addition": 5e-4, "word_problems": 2e-4, "tool_call": 2e-4}
 
 
 def jobs(task: str, steps: int, out: Path) -> dict[float, list[Job]]:

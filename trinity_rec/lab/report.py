@@ -55,7 +55,7 @@ def mass_table(final_mass: dict[str, dict[str, list[float]]]) -> str:
 def rewards_table(rewards: Sequence[Mapping[str, str]]) -> str:
     """The rows of `rewards.csv` as one row a variant and one column a setting: the final reward on each task."""
     ends = {(row["variant"], row["setting"], row["task"]): float(row["final_reward"]) for row in rewards}
-    tasks = [task for task in TASKS if any(task == row["task"] for row in rewards)]
+    tasks = dict.fromkeys(row["task"] for row in rewards)
     settings = [setting for setting in SETTINGS if any(setting == row["setting"] for row in rewards)]
     rows = [
         f"| algorithm | {' | '.join(SETTINGS[setting].title for setting in settings)} |",

@@ -51,7 +51,7 @@ class Scale:
     every_variant: bool
 
 
-FULL = Scale(tuple(TASKS), seeds=5, steps=120, every_variant=True)
+FULL = Scale(("addition", "word_problems", "tool_call"), seeds=5, steps=120, every_variant=True)
 QUICK = Scale(("addition",), seeds=4, steps=100, every_variant=False)
 
 
@@ -107,7 +107,7 @@ def reproduce(
 
 def claim_directory(out: Path, scale: Scale) -> None:
     """Make `out`, or see that what is there belongs to the same scale and rates."""
-    wanted = {**asdict(scale), "tasks": list(scale.tasks), "rates": {task: rates.RATES[task] for task in scale.tasks}}
+    wanted = {**asdict(scale), "tasks": list(scale.tasks), "rates": {task: TASKS[task].rate for task in scale.tasks}}
     marker = out / "scale.json"
     if marker.exists():
         found = json.loads(marker.read_text(encoding="utf-8"))
@@ -146,7 +146,7 @@ def cells(names: Sequence[str], scale: Scale) -> list[Cell]:
 
 def job(out: Path, scale: Scale, cell: Cell, seed: int) -> Job:
     task, setting, variant = cell
-    experiment = Experiment(task, SETTINGS[setting], VARIANTS[variant], seed, rates.RATES[task], scale.steps)
+    experiment = Experiment(task, SETTINGS[setting], VARIANTS[variant], seed, TASKS[task].rate, scale.steps)
     return Job(partial(train, experiment), out / "curves" / task / setting / variant / f"seed_{seed}.csv")
 
 

@@ -44,7 +44,6 @@ from trinity.common.rewards.reward_fn import RewardFn
 from trinity_rec.lab.claims import Curve as Columns
 from trinity_rec.lab.grid import Job, read_rows, run_grid, write_rows
 from trinity_rec.lab.model import TinyLM, with_head_width
-from trinity_rec.lab.rates import RATES
 from trinity_rec.lab.tasks import TASKS, Problem, Vocabulary
 from trinity_rec.lab.training import COLUMNS, Experiment, Row, train
 from trinity_rec.lab.warm_up import ASSETS
@@ -88,7 +87,7 @@ class AdditionReward(RewardFn):
 
 def experiment(variant: str, seed: int, steps: int) -> Experiment:
     """The lab's run that a run through Trinity is compared with."""
-    return Experiment(TASK, SETTINGS[SETTING], VARIANTS[variant], seed, RATES[TASK], steps)
+    return Experiment(TASK, SETTINGS[SETTING], VARIANTS[variant], seed, TASKS[TASK].rate, steps)
 
 
 @dataclass(frozen=True)
@@ -157,7 +156,7 @@ class Run:
         variant = VARIANTS[self.variant]
         config.algorithm.algorithm_type = f"trinity_rec.{variant.preset}"
         config.algorithm.policy_loss_fn_args.update(variant.policy_loss)
-        config.algorithm.optimizer.lr = RATES[TASK] * variant.rate_factor
+        config.algorithm.optimizer.lr = TASKS[TASK].rate * variant.rate_factor
         config.buffer.total_steps = config.trainer.total_steps = self.steps
         return on_main_road(config, self.seed) if self.main_road else config
 
