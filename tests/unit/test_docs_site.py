@@ -36,8 +36,9 @@ def site(tmp_path_factory):
 
 def test_the_front_page_is_the_readme_and_its_links_lead_to_pages(site):
     front = (site / "index.html").read_text(encoding="utf-8")
-    assert all(f"<code>{name}</code>" in front for name in PRESETS)
-    for target in ("conformance.html", "algorithms.html", "examples/rec_gsm8k/gsm8k.yaml", "CITATION.cff"):
+    presets = (site / "presets.html").read_text(encoding="utf-8")
+    assert all(f"<code>{name}</code>" in presets for name in PRESETS)
+    for target in ("conformance.html", "presets.html", "examples/rec_gsm8k/gsm8k.yaml", "CITATION.cff"):
         assert f'href="{target}"' in front and (site / target).exists()
 
 

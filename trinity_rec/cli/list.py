@@ -8,17 +8,15 @@ from typing import Annotated, Any
 from rich.console import Console
 
 from trinity_rec.cli.arguments import JSON
+from trinity_rec.presets import FAMILIES, PRESETS
 from trinity_rec.terminal import colours, print_json
 
 EXAMPLE = "trinity-rec list"
-
-FAMILIES = {"REC": "clipping", "REP": "a regulariser", "RED": "data shaping", "OFF": "corrections of other papers"}
 
 
 def command(as_json: Annotated[bool, JSON] = False) -> None:
     """List the presets by family, and when to use each; piped or as JSON, what each clips, weights and needs too."""
     from trinity_rec.commands.catalogue import overview
-    from trinity_rec.presets import PRESETS
 
     rows = [overview(preset) for preset in PRESETS.values()]
     console = Console(highlight=False, color_system=colours())
@@ -35,7 +33,7 @@ def print_families(console: Console, rows: list[dict[str, Any]]) -> None:
     """Names in a column of their own, never folded."""
     name_width = max(len(row["preset"]) for row in rows) + 2
     for family in dict.fromkeys(row["family"] for row in rows):
-        console.print(f"[bold]{family}[/] {FAMILIES.get(family, '')}".rstrip())
+        console.print(f"[bold]{family}[/] {FAMILIES[family]}")
         for row in rows:
             if row["family"] == family:
                 first, *others = textwrap.wrap(row["when"], max(console.width - name_width - 2, 20))

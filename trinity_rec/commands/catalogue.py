@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 from trinity_rec.declared import Declared, choices_of
 from trinity_rec.objective import Objective
 from trinity_rec.objective.rules import RULES
-from trinity_rec.presets import Preset
+from trinity_rec.presets import FAMILIES, PRESETS, Preset
 from trinity_rec.shaping import Shaping
 from trinity_rec.yaml.effective import GROUP_SIZE, as_section, effective
 from trinity_rec.yaml.notation import readable
@@ -143,3 +143,24 @@ def scalar(value: Any) -> str:
     import yaml
 
     return yaml.safe_dump(value, width=10_000).removesuffix("...\n").rstrip("\n")
+
+
+def markdown_table() -> str:
+    """The presets as docs/presets.md shows them, a table a family."""
+    lines = []
+    for family in dict.fromkeys(preset.family for preset in PRESETS.values()):
+        lines += [
+            f"## {family}: {FAMILIES[family]}",
+            "",
+            "| preset | name | gradient of a token | when |",
+            "|---|---|---|---|",
+        ]
+        lines += [
+            "| `{}` | {} | {} | {} |".format(
+                each.name, each.title, readable(each.gradient).replace("|", r"\|"), each.when.replace("|", r"\|")
+            )
+            for each in PRESETS.values()
+            if each.family == family
+        ]
+        lines.append("")
+    return "\n".join(lines[:-1])

@@ -183,6 +183,7 @@ _STYLE = """  :root { color-scheme: light; }
          font: 16px/1.5 system-ui, sans-serif; }
   h1 { font-size: 1.3rem; margin: .5rem 0 0; overflow-wrap: anywhere; }
   h2 { font-size: 1.05rem; margin: 2rem 0 .5rem; }
+  h3 { font-size: 1rem; margin: 1.5rem 0 0; }
   .figures { display: grid; gap: 1.5rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 32rem), 1fr)); }
   figure { margin: 0; }
   img { width: 100%; height: auto; display: block; }
