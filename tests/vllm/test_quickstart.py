@@ -44,7 +44,7 @@ def test_a_quickstart_trains_by_vllm_and_verl_and_is_benched(tmp_path):
     # rollouts of odd steps are fresh, those of even ones a step old.
     gaps = [abs(step.metrics["actor/kl_k1"]) for step in trained_steps(out / "trinity")]
     assert max(gaps[0::2]) < 1e-5
-    assert min(gaps[1:6:2]) > 1e-3, "towards the end the steps are small"
+    assert min(gaps[1:4:2]) > 1e-3, "towards the end the steps are small"
 
     # Every weight has changed.
     job = out / "trinity" / "quickstart"
