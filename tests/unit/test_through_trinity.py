@@ -133,3 +133,15 @@ def test_a_run_of_another_length_is_not_taken_for_this_one(tmp_path):
     assert not run.is_there()
     through_trinity.write_rows([{"step": 20.0, "rollout_reward": 0.5}], run.table)
     assert run.is_there()
+
+
+def test_the_main_road_changes_what_runs_and_nothing_of_what_is_compared(tmp_path):
+    local = through_trinity.Run(tmp_path, "rec_grpo", 3, 120).config()
+    road = through_trinity.Run(tmp_path, "rec_grpo", 3, 120, main_road=True).config()
+    assert (road.trainer.trainer_type, road.explorer.rollout_model.engine_type) == ("verl", "vllm")
+    assert not road.model.tinker.enable
+    assert road.explorer.rollout_model.seed == 3
+    for key in ("algorithm", "buffer", "synchronizer", "mode"):
+        assert road[key] == local[key]
+    assert road.trainer.total_steps == local.trainer.total_steps == 120
+    assert road.trainer.grad_clip == local.trainer.grad_clip

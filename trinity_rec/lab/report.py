@@ -72,22 +72,17 @@ def rewards_table(rewards: Sequence[Mapping[str, str]]) -> str:
 
 
 def trinity_table(side_by_side: Sequence[dict[str, Any]]) -> str:
-    """One row an algorithm: the reward of the last rollouts in the lab and through `trinity run`, and its seconds;
-    where some were run with vLLM and verl, a column for these."""
-
-    def finals(each: dict[str, Any], side: str) -> str:
-        return ", ".join(f"{reward:.2f}" for reward in each.get(f"{side}_final", []))
-
-    columns = {
-        "algorithm": lambda each: VARIANTS[each["variant"]].title,
-        "lab, by seed": lambda each: finals(each, "lab"),
-        "`trinity run`": lambda each: finals(each, "trinity"),
-        "seconds": lambda each: ", ".join(f"{spent:.0f}" for spent in each["seconds"]),
-    }
-    if any(finals(each, "vllm") for each in side_by_side):
-        columns["with vLLM and verl"] = lambda each: finals(each, "vllm")
-    rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    rows += [f"| {' | '.join(show(each) for show in columns.values())} |" for each in side_by_side]
+    """One row an algorithm: the reward of the last rollouts in the lab and through `trinity run`, and its seconds; the
+    same with vLLM and verl, where it was run."""
+    sides = {"lab, by seed": "lab_final", "`trinity run`": "trinity_final"}
+    if any(each.get("vllm_final") for each in side_by_side):
+        sides["with vLLM and verl"] = "vllm_final"
+    header = ["algorithm", *sides, "seconds"]
+    rows = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
+    for each in side_by_side:
+        cells = [", ".join(f"{reward:.2f}" for reward in each.get(name, [])) for name in sides.values()]
+        seconds = ", ".join(f"{spent:.0f}" for spent in each["seconds"])
+        rows.append(f"| {' | '.join([VARIANTS[each['variant']].title, *cells, seconds])} |")
     return "\n".join(rows)
 
 
