@@ -1,52 +1,87 @@
 """Training steps a second of the lab, one process on one thread: `python benchmarks/lab.py`.
 
 The default experiment of each task (GRPO at sync_interval 20, 16 problems, 8 rollouts each), with an evaluation every
-ten steps as in `trinity-rec reproduce`, and with none; the median of several runs.
+ten steps as in `trinity-rec reproduce`; the median of several runs.
+
+    python benchmarks/lab.py --against ../another/checkout
+
+measures the code of that checkout too, on the models of this one, in turns. Seconds are then the process's CPU time,
+since a busy machine slows both alike, and the speed-up is the median of the ratios of runs that followed each other.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import statistics
+import sys
+import tempfile
 import time
+from collections.abc import Callable
+from pathlib import Path
 
-import torch
+from turns import Worker
 
 from trinity_rec.lab.tasks import TASKS
-from trinity_rec.lab.training import Experiment, train
-from trinity_rec.variants import SETTINGS, VARIANTS
+
+HERE = Path(__file__).resolve()
+WORKER = "--worker"
 
 
-def steps_per_second(task: str, steps: int, evaluate_every: int) -> float:
-    experiment = Experiment(
-        task,
-        SETTINGS["sync_interval_20"],
-        VARIANTS["rec_grpo"],
-        0,
-        TASKS[task].rate,
-        steps,
-        evaluate_every=evaluate_every,
-    )
-    started = time.perf_counter()
-    train(experiment)
-    return steps / (time.perf_counter() - started)
+def work(models: Path, steps: int) -> None:
+    """Answer each line of a task and a rate on standard input with the seconds of a run."""
+    import torch
+
+    from trinity_rec.lab import reproduce, training
+
+    torch.set_num_threads(1)
+    training.ASSETS = models
+    setting, variant = reproduce.SETTINGS["sync_interval_20"], reproduce.VARIANTS["rec_grpo"]
+    for line in sys.stdin:
+        task, rate = line.split()
+        wall, cpu = time.perf_counter(), time.process_time()
+        training.train(training.Experiment(task, setting, variant, 0, float(rate), steps))
+        print(json.dumps({"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}), flush=True)
+
+
+def started(checkout: Path, models: Path, steps: int, log: Path) -> Worker:
+    command = [sys.executable, str(HERE), WORKER, str(models), str(steps)]
+    return Worker(command, log, os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"})
+
+
+def shown(values: list[float], number: Callable[[float], str]) -> str:
+    return f"{number(statistics.median(values))} ({number(min(values))} to {number(max(values))})"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--against", type=Path, help="another checkout of this repository")
     wanted = parser.parse_args()
-    torch.set_num_threads(1)
-    print(f"{'task':15} {'with evaluation':>22} {'without':>22}   steps a second: median (min to max)")
-    for task in TASKS:
-        train(Experiment(task, SETTINGS["on_policy"], VARIANTS["rec_grpo"], 0, TASKS[task].rate, steps=5))  # warm up
-        cells = []
-        for every in (10, 10 * wanted.steps):
-            speeds = [steps_per_second(task, wanted.steps, every) for _ in range(wanted.repeats)]
-            cells.append(f"{statistics.median(speeds):.1f} ({min(speeds):.1f} to {max(speeds):.1f})")
-        print(f"{task:15} {cells[0]:>22} {cells[1]:>22}", flush=True)
+    own, clock = HERE.parents[1], "cpu" if wanted.against else "wall"
+    models = own / "trinity_rec" / "lab" / "assets"
+    checkouts = [own, *([wanted.against.resolve()] if wanted.against else [])]
+    with tempfile.TemporaryDirectory() as logs:
+        workers = [started(each, models, wanted.steps, Path(logs) / str(n)) for n, each in enumerate(checkouts)]
+        print("steps a second: median (min to max)")
+        for name, task in TASKS.items():
+            seconds: list[list[float]] = [[] for _ in workers]
+            for turn in range(wanted.repeats + 1):  # the first one warms up
+                for spent, worker in zip(seconds, workers, strict=True):
+                    took = worker.step(f"{name} {task.rate}")[clock]
+                    spent += [took] if turn else []
+            speeds = [shown([wanted.steps / each for each in spent], "{:.1f}".format) for spent in seconds]
+            ratios = [other / here for here, other in zip(seconds[0], seconds[-1], strict=True)]
+            more = f"; before {speeds[1]}: {shown(ratios, '{:.2f}'.format)} times" if wanted.against else ""
+            print(f"{name:15} {speeds[0]}{more}", flush=True)
+        for worker in workers:
+            worker.close()
 
 
 if __name__ == "__main__":
-    main()
+    if WORKER in sys.argv:
+        work(Path(sys.argv[2]), int(sys.argv[3]))
+    else:
+        main()
