@@ -3,16 +3,19 @@
     python benchmarks/corrections.py --trl runs/trl/bin/python
 
 First the greatest difference of each pair of gradients, over the greatest gradient, on one batch of stale responses,
-for settings that should agree. Then the disagreements that docs/corrections.md names.
+for settings that should agree. Then the disagreements that docs/corrections.md names. With `--times` instead what each
+loss costs beside that of rec_grpo.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import statistics
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +23,7 @@ import torch
 import typer
 from rich.console import Console
 from rich.table import Table
-from side_by_side import responses
+from side_by_side import alternate, ratio, responses
 from torch import Tensor
 from trinity.algorithm import POLICY_LOSS_FN
 from turns import Worker
@@ -175,14 +178,31 @@ def _shown(values: list[float]) -> str:
     return texts[0] if len(set(texts)) == 1 else ", ".join(texts)
 
 
+def times() -> Table:
+    """How many times as long as rec_grpo's each loss takes, forward and backward, on 32 responses of 8,192 tokens."""
+    data = responses(32, 8192)
+    runs = {name: partial(preset(name), data) for name in PRESETS if name == "rec_grpo" or name.startswith("off_")}
+    seconds = alternate(runs, rounds=7)
+    table = Table("preset", "ms", "times rec_grpo", "min-max of the rounds", title="CPU time of one call, medians")
+    for name, taken in seconds.items():
+        beside = ratio(taken, seconds["rec_grpo"])
+        spread = f"{beside['min']:.2f}-{beside['max']:.2f}"
+        table.add_row(name, f"{1e3 * statistics.median(taken):.1f}", f"{beside['median']:.2f}", spread)
+    return table
+
+
 def main(
     trl: Annotated[
         Path | None, typer.Option(help="A Python that has TRL and Liger, to compare with these too.")
     ] = None,
+    timed: Annotated[bool, typer.Option("--times", help="What each loss costs, instead.")] = False,
 ) -> None:
     """Print how far the presets are from the losses of the same name, and the disagreements in numbers."""
     torch.set_num_threads(1)
     console = Console(width=160)
+    if timed:
+        console.print(times())
+        return
     with tempfile.TemporaryDirectory() as folder:
         elsewhere = Elsewhere(trl.absolute(), Path(folder)) if trl else None
         console.print(agreements(elsewhere))

@@ -109,7 +109,7 @@ def gspo_one_side(x: "Tokens", epsilon_low: EpsilonLow, epsilon_high: EpsilonHig
 def dual_clip(x: "Tokens", epsilon_low: EpsilonLow, epsilon_high: EpsilonHigh, dual_clip: DualClip) -> "Tensor":
     """1{A>=0, rho<=1+eps_high or A<=0, 1-eps_low<=rho<=c}, c = dual_clip
 
-    One-side clipping that also ends what a token with A < 0 can push (dual-clip PPO, arXiv 1912.09729, eq. 5; always
+    One-side clipping that also ends what a token with A < 0 can push (dual-clip PPO, arXiv 1912.09729; always
     part of verl's `vanilla`, with c = 3).
     """
     too_far = (x.advantages * (x.log_ratio - math.log(dual_clip)).clamp_(min=0)).ge_(0)
@@ -119,7 +119,7 @@ def dual_clip(x: "Tokens", epsilon_low: EpsilonLow, epsilon_high: EpsilonHigh, d
 def dppo_tv(x: "Tokens", divergence_low: Divergence, divergence_high: Divergence) -> "Tensor":
     """1{A>0, pi-mu<=d_high or A<=0, pi-mu>=-d_low}
 
-    The total variation of the sampled token alone (DPPO's binary TV, arXiv 2602.04879, section 4; verl's `dppo_tv`).
+    The total variation of the sampled token alone (DPPO's binary TV, arXiv 2602.04879, eq. 13; verl's `dppo_tv`).
     """
     return _one_side(x.probability - x.old_probability, x.advantages, -divergence_low, divergence_high)
 

@@ -82,9 +82,9 @@ class Tokens:
         """ESS = (sum rho)^2 / (n sum rho^2) over the n tokens of these responses, a scalar; 1 where rho is constant."""
         if not self.log_ratio.numel():
             return self.log_ratio.new_ones(())
-        largest = self.log_ratio.where(self.mask > 0, -torch.inf).max()  # ratios may have any scale
-        ratio = (self.log_ratio - largest).exp_().mul_(self.mask)
-        size = ratio.sum().square() / (ratio.square().sum() * self.count.sum())
+        ratio = self.ratio * self.mask
+        flat = ratio.div_(ratio.max()).flatten()  # ratios may have any scale, and padding is none of them
+        size = flat.sum().square() / (flat.dot(flat) * self.count.sum())
         return size.nan_to_num(1.0)
 
     @cached_property

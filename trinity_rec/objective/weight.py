@@ -73,7 +73,7 @@ def clipped_importance_sampling(
 ) -> "tuple[Tensor, Tensor]":
     """clip(rho, 1-eps_low, 1+eps_high)
 
-    CISPO (arXiv 2506.13585, section 3.1): no token loses its gradient. Verl's, Tinker's and Trinity's `cispo` clip on
+    CISPO (arXiv 2506.13585): no token loses its gradient. Verl's, Tinker's and Trinity's `cispo` clip on
     both sides, TRL's above only (which is epsilon_low = 1 here).
     """
     return x.ratio.clamp(1 - epsilon_low, 1 + epsilon_high), x.ratio
@@ -82,7 +82,7 @@ def clipped_importance_sampling(
 def sapo(x: "Tokens", tau_positive: TauPositive, tau_negative: TauNegative) -> "Tensor":
     """4 p (1-p) rho, p = sigmoid(tau (rho-1)), tau = tau_pos if A>0 else tau_neg
 
-    The derivative of SAPO's soft gate (4 / tau) p, times rho (arXiv 2511.20347, eq. 5; verl's, TRL's `sapo`). Trinity
+    The derivative of SAPO's soft gate (4 / tau) p, times rho (arXiv 2511.20347; verl's, TRL's `sapo`). Trinity
     0.6 detaches the value of the gate in its place.
     """
     difference = x.ratio - 1
@@ -105,7 +105,7 @@ def aspo(x: "Tokens", weight_cap: WeightCap) -> "tuple[Tensor, Tensor]":
 def gmpo(x: "Tokens", epsilon_low: EpsilonLow, epsilon_high: EpsilonHigh) -> "Tensor":
     """exp(mean_t log of min(rho, 1+eps_high) where A>0, max(rho, 1-eps_low) where A<0)
 
-    The geometric mean of the clipped ratios (GMPO, arXiv 2507.20673, eq. 4; verl's `geo_mean`, which gives its bounds
+    The geometric mean of the clipped ratios (GMPO, arXiv 2507.20673; verl's `geo_mean`, which gives its bounds
     as logarithms).
     """
     inside = x.log_ratio.clamp(*log_range(epsilon_low, epsilon_high))
