@@ -32,6 +32,20 @@ def test_help_imports_nothing_heavy():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
 
 
+@pytest.mark.parametrize(
+    "arguments", ["list", "list --json", "show rec_grpo", "diff rec_grpo off_tis", "schema", "--help", "paper list"]
+)
+def test_the_catalogue_answers_without_torch_verl_or_trinity(arguments):
+    heavy = "'torch', 'ray', 'verl', 'trinity', 'transformers', 'matplotlib', 'omegaconf'"
+    code = (
+        f"import sys; sys.argv = ['trinity-rec', *{arguments.split()}]\nfrom trinity_rec.cli import app\n"
+        f"try:\n    app()\nfinally:\n    print([name for name in ({heavy}) if name in sys.modules], file=sys.stderr)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stderr.strip().splitlines()[-1] == "[]", result.stderr
+    assert result.stdout
+
+
 def test_the_plugin_directory_registers_the_presets():
     directory = Path(trinity_rec("plugin-dir").stdout.strip())
     assert [path.suffix for path in directory.iterdir() if path.is_file()] == [".py"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated
 
 import typer
@@ -17,9 +18,9 @@ def command(
     ] = False,
 ) -> None:
     """Print a JSON schema of the `algorithm:` section, for editors."""
-    from trinity_rec.commands.schema import algorithm_schema
+    from trinity_rec.commands.schema import SHIPPED
 
-    section = algorithm_schema()
+    section = json.loads(SHIPPED.read_text(encoding="utf-8"))
     if whole_file:
         draft = {"$schema": section.pop("$schema")}
         section = {**draft, "title": "Trinity-RFT", "type": "object", "properties": {"algorithm": section}}

@@ -13,7 +13,7 @@ from trinity_rec.objective import Objective
 from trinity_rec.objective.rules import RULES
 from trinity_rec.presets import FAMILIES, PRESETS, Preset
 from trinity_rec.shaping import Shaping
-from trinity_rec.yaml.effective import GROUP_SIZE, as_section, effective
+from trinity_rec.yaml.effective import GROUP_SIZE
 from trinity_rec.yaml.notation import readable
 
 BLOCKS: dict[str, type[Declared]] = {"policy_loss_fn_args": Objective, "advantage_fn_args": Shaping}
@@ -71,7 +71,19 @@ def details(preset: Preset) -> dict[str, Any]:
 
 def section(preset: Preset) -> dict[str, Any]:
     """The effective `algorithm:` section, every default filled in, in groups of `GROUP_SIZE`."""
-    return as_section(effective({"algorithm_type": f"trinity_rec.{preset.name}", "repeat_times": GROUP_SIZE}))
+    loss = {**Objective.default_args(), **preset.policy_loss}
+    average = loss.pop("loss_agg_mode")
+    return {
+        "algorithm_type": f"trinity_rec.{preset.name}",
+        "repeat_times": GROUP_SIZE,
+        "policy_loss_fn": "trinity_rec.RECPolicyLoss",
+        "policy_loss_fn_args": loss,
+        "loss_agg_mode": average or Objective(**preset.policy_loss).loss_agg_mode,
+        "advantage_fn": "trinity_rec.RECAdvantage",
+        "advantage_fn_args": {**Shaping.default_args(), **preset.advantage},
+        **dict.fromkeys(("kl_loss_fn", "kl_penalty_fn", "entropy_loss_fn"), "none"),
+        "sample_strategy": "trinity_rec.RECSampleStrategy",
+    }
 
 
 def counting_section(preset: Preset) -> dict[str, Any]:

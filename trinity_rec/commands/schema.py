@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
+from pathlib import Path
 from typing import Any
 
 from trinity_rec.declared import Declared, choices_of, json_range
@@ -16,6 +17,9 @@ from trinity_rec.objective.rules import OPEN, RULES
 from trinity_rec.presets import PRESETS
 from trinity_rec.shaping import Shaping
 from trinity_rec.yaml.notation import readable
+
+SHIPPED = Path(__file__).with_name("algorithm.schema.json")
+"""`algorithm_schema()`, written by scripts/write_tables.py, so that the command need not import Trinity to print it."""
 
 _DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -28,7 +32,7 @@ def algorithm_schema() -> dict[str, Any]:
     from trinity_rec.plugin.algorithm import ADVANTAGE, POLICY_LOSS
 
     strategies = sample_strategies()
-    properties = _properties_of(AlgorithmConfig)
+    properties = _open(_properties_of(AlgorithmConfig))
     properties["algorithm_type"] = {
         "description": "The preset.",
         "enum": [f"trinity_rec.{name}" for name in PRESETS],
@@ -38,9 +42,9 @@ def algorithm_schema() -> dict[str, Any]:
     plain = [name for name in SAMPLE_STRATEGY._default_mapping if name != "mix"]
     properties |= {
         "policy_loss_fn": _named_or_dotted([POLICY_LOSS]),
-        "policy_loss_fn_args": _policy_loss_arguments(),
+        "policy_loss_fn_args": {"type": ["object", "null"]},
         "advantage_fn": _named_or_dotted([ADVANTAGE]),
-        "advantage_fn_args": _arguments_of(Shaping),
+        "advantage_fn_args": {"type": ["object", "null"]},
         "sample_strategy": _named_or_dotted([*strategies, *plain]),
         "sample_strategy_args": {"type": ["object", "null"]},
         "loss_agg_mode": {"enum": [None, *RULES["loss_agg_mode"]]},
@@ -56,6 +60,9 @@ def algorithm_schema() -> dict[str, Any]:
         "required": ["algorithm_type"],
         "additionalProperties": False,
         "allOf": [
+            # Arguments of a block of the user's own are its own.
+            _if_ours("policy_loss_fn", POLICY_LOSS, _policy_loss_arguments()),
+            _if_ours("advantage_fn", ADVANTAGE, _arguments_of(Shaping)),
             *(
                 _if_then("sample_strategy", name, "sample_strategy_args", _arguments_of(strategy.Arguments))
                 for name, strategy in strategies.items()
@@ -86,7 +93,7 @@ def _arguments_of(declared: type[Declared]) -> dict[str, Any]:
         else:
             schema = {**_schema_of(field.annotation), **json_range(field)}
         properties[name] = {"description": field.description or "", **schema, "default": field.default}
-    return {"type": ["object", "null"], "properties": properties, "additionalProperties": False}
+    return {"type": ["object", "null"], "properties": _open(properties), "additionalProperties": False}
 
 
 def _policy_loss_arguments() -> dict[str, Any]:
@@ -116,7 +123,7 @@ _JSON_TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", 
 def _schema_of(hint: Any) -> dict[str, Any]:
     """The schema of a type annotation of the configuration's dataclasses."""
     if dataclasses.is_dataclass(hint):
-        return {"type": "object", "properties": _properties_of(hint), "additionalProperties": False}
+        return {"type": "object", "properties": _open(_properties_of(hint)), "additionalProperties": False}
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return {"type": [_JSON_TYPES[each] for each in typing.get_args(hint)]}
     if typing.get_origin(hint) is list:
@@ -128,6 +135,21 @@ def _named_or_dotted(names: typing.Iterable[str]) -> dict[str, Any]:
     """A registered name or null, or the dotted path of a class of one's own."""
     own = {"type": "string", "pattern": r"^(?!trinity_rec\.)\w+(\.\w+)+$"}
     return {"anyOf": [{"enum": [None, *names]}, own]}
+
+
+def _if_ours(key: str, ours: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    condition = {"properties": {key: {"enum": [None, ours]}}}
+    return {"if": condition, "then": {"properties": {f"{key}_args": arguments}}}
+
+
+def _open(properties: dict[str, Any]) -> dict[str, Any]:
+    """The same properties, each of which may be an interpolation instead: `${oc.env:LR}`."""
+    opened = {}
+    for name, schema in properties.items():
+        said = {key: schema[key] for key in ("description", "default") if key in schema}
+        allowed = {key: value for key, value in schema.items() if key not in said}
+        opened[name] = {**said, "anyOf": [allowed, {"type": "string", "pattern": r"\$\{"}]}
+    return opened
 
 
 def _if_then(key: str, value: str, other: str, schema: dict[str, Any]) -> dict[str, Any]:

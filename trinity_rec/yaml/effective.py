@@ -46,19 +46,6 @@ def effective(section: Mapping[str, Any]) -> AlgorithmConfig:
     return config.algorithm
 
 
-def as_section(algorithm: AlgorithmConfig) -> dict[str, Any]:
-    """The effective section as one would write it: what the check sets for itself is left out."""
-    section = {"algorithm_type": algorithm.algorithm_type, "repeat_times": algorithm.repeat_times}
-    for key in (*OBJECTIVE_KEYS, *STRATEGY_KEYS):
-        value = getattr(algorithm, key)
-        if key.endswith("_args"):
-            value = {name: arg for name, arg in (value or {}).items() if name not in ("backend", "loss_agg_mode")}
-            if getattr(algorithm, key.removesuffix("_args")) == "none" or not value:
-                continue
-        section[key] = value
-    return section
-
-
 @contextmanager
 def trinity_warnings() -> Iterator[list[str]]:
     """Collect what Trinity's loggers would print to stdout, which belongs to a command's result."""
