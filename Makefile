@@ -30,6 +30,8 @@ help:
 	@echo "make test-vllm   the tests of vLLM and verl proper, in $(VENV_VLLM)"
 	@echo "make soak        the long versions of the reliability tests: hours of faults and of bad input"
 	@echo "make bench       measure what docs/performance.md reports, an hour on two idle cores; tables in $(RESULTS)/report.md"
+	@echo "make check       lint and the core's tests, in a minute"
+	@echo "make generate    write what follows from the tables in the code: configs/algorithms, tables of the docs, the schema"
 	@echo "make lint        ruff check, ruff format --check and mypy"
 	@echo "make clean       remove $(VENV), $(VENV_VLLM) and the caches (runs/ stays)"
 
@@ -63,6 +65,17 @@ lint: $(ALL)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The core alone, in under a minute: what a change of the maths should run first.
+check: $(ALL)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest -q tests/unit/test_objective_*.py tests/unit/test_shaping.py tests/unit/test_derivation.py \
+		tests/conformance/test_corrections.py tests/integration/test_algorithm_config.py -m "not slow"
+
+generate: $(ALL)
+	$(BIN)/python scripts/generate.py
 
 test: lint
 	$(BIN)/pytest

@@ -32,7 +32,7 @@ def spread(ratio: Ratio | None) -> str:
 
 
 def objective(rows: list[Row]) -> str:
-    contestants = {"basic": "ours", "full": "`full` metrics", "compiled": "compiled", "verl": "verl", "trl": "TRL"}
+    contestants = {"basic": "ours", "full": "`full` metrics", "verl": "verl", "trl": "TRL"}
     parts = []
     for size, of_size in groupby(rows, key=lambda row: row["size"]):
         kept = list(of_size)
@@ -43,7 +43,7 @@ def objective(rows: list[Row]) -> str:
             first, *others = row["presets"].split(", ")
             memory = (
                 row["peak_bytes"][name] / row["peak_bytes"]["upstream"]
-                for name in ("basic", "compiled")
+                for name in ("basic",)
                 if name in row["peak_bytes"]
             )
             lines.append(
@@ -51,12 +51,12 @@ def objective(rows: list[Row]) -> str:
                     f"`{first}`" + (f" and {len(others)} more" if others else ""),
                     f"{row['milliseconds']['upstream']:.2f}",
                     *(spread(row["times_faster_than_upstream"].get(name)) for name in shown),
-                    spread(row["times_the_floor"].get("compiled")),
+                    spread(row["times_the_floor"].get("basic")),
                     ", ".join(f"{share:.2f}" for share in memory),
                 ]
             )
         headings = ["loss of", "upstream, ms", *(contestants[name] for name in shown)]
-        headings += ["compiled, times the floor", "memory: ours, compiled"]
+        headings += ["times the floor", "memory"]
         parts.append(f"{size}, floor {floor:.3f} ms\n\n{table(headings, lines)}")
     return "\n\n".join(parts)
 

@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.counted import peak_bytes
 
 LOSS = PRESETS["rec_oneside_is"].policy_loss
-CONTESTANTS = ("upstream", "ours", "ours, full metrics", "ours, compiled", "ours, pairwise")
+CONTESTANTS = ("upstream", "ours", "ours, full metrics", "ours, pairwise")
 COLOUR = dict(zip(CONTESTANTS, COLOURS, strict=False))
 
 
@@ -45,7 +45,6 @@ def losses(rows: int, length: int) -> dict[str, Run]:
         "upstream": POLICY_LOSS_FN.get("rec")(**LOSS),
         "ours": ours(**LOSS),
         "ours, full metrics": ours(**LOSS, metrics="full"),
-        "ours, compiled": ours(**LOSS, compile=True),
     }
     return {name: lambda loss=loss: step(loss, data) for name, loss in contestants.items()}
 

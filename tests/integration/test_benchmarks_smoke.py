@@ -43,7 +43,7 @@ def test_the_local_backend_makes_steps_and_says_where_their_time_goes(tmp_path):
 @pytest.mark.slow
 def test_losses_and_advantages_are_compared_and_put_into_tables(tmp_path):
     for name, options in (
-        ("objective", ["--size=8x64", "--rounds=3", "--preset=rec_oneside_is", "--no-compiled"]),
+        ("objective", ["--size=8x64", "--rounds=3", "--preset=rec_oneside_is"]),
         ("advantage", ["--experiences=64", "--rounds=3", "--tokens=8"]),
     ):
         command = [sys.executable, str(BENCHMARKS / f"{name}.py"), *options, "--json", str(tmp_path / f"{name}.json")]

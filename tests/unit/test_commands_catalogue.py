@@ -47,7 +47,7 @@ def test_the_shown_section_is_the_preset_and_nothing_else(preset):
 @every_preset
 def test_the_shipped_config_is_the_shown_section(preset):
     text = (CONFIGS / f"{preset.name}.yaml").read_text(encoding="utf-8")
-    assert text == section_text(preset), "regenerate: python scripts/write_algorithm_configs.py"
+    assert text == section_text(preset), "run make generate"
 
 
 def test_there_is_a_shipped_config_for_each_preset_and_no_other():

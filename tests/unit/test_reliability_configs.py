@@ -82,7 +82,6 @@ PLUGIN: list[tuple[dict[str, str], str]] = [
     *each(f"{LOSS}.weight", ("is", "true", "null", "[none]", "重み"), "weight="),
     *each(f"{LOSS}.regularizer", ("k1", "kl", "false", "null"), "regularizer="),
     *each(f"{LOSS}.metrics", ("all", "3", "null"), "metrics="),
-    *each(f"{LOSS}.compile", ("1", '"yes"', "null"), "compile="),
     *each(f"{LOSS}.epsilon_low", (*NOT_NUMBERS, "0", "-0.2", "1.5", "1e400", ".inf", "null"), "epsilon_low="),
     *each(f"{LOSS}.epsilon_high", (*NOT_NUMBERS, "0", "-1e-9", "null"), "epsilon_high="),
     *each(f"{LOSS}.epsilon_low_prime", ("0", "2", "wide"), "epsilon_low_prime="),

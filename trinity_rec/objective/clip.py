@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
     from trinity_rec.objective.tokens import Tokens
 
+# exp(80) is far above any clip range and far below float32's largest number: a ratio that is clipped away must not
+# overflow, since infinity times M = 0 is not a number.
+LARGEST_LOG_RATIO = 80.0
+
 EpsilonLow = Annotated[
     float, Field(0.2, gt=0, le=1, description="The clip range of the ratio ends at 1 - epsilon_low below.")
 ]
@@ -121,7 +125,7 @@ def dppo_tv(x: "Tokens", divergence_low: Divergence, divergence_high: Divergence
 
     The total variation of the sampled token alone (DPPO's binary TV, arXiv 2602.04879, eq. 13; verl's `dppo_tv`).
     """
-    return _one_side(x.probability - x.old_probability, x.advantages, -divergence_low, divergence_high)
+    return _one_side(x.probability.sub_(x.old_probability), x.advantages, -divergence_low, divergence_high)
 
 
 def ipo(x: "Tokens", divergence_low: Divergence, divergence_high: Divergence) -> "Tensor":
@@ -129,7 +133,7 @@ def ipo(x: "Tokens", divergence_low: Divergence, divergence_high: Divergence) ->
 
     Whatever the sign of A (prime-rl's default loss).
     """
-    return _inside(x.probability - x.old_probability, -divergence_low, divergence_high)
+    return _inside(x.probability.sub_(x.old_probability), -divergence_low, divergence_high)
 
 
 def sequence_two_side(x: "Tokens", epsilon_low: EpsilonLow, epsilon_high: EpsilonHigh) -> "Tensor":

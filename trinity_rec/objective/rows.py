@@ -49,11 +49,10 @@ def blockwise(parts: Parts, inputs: Sequence[Tensor], wanted: bool) -> tuple[Ten
 
 def terms(parts: Parts, x: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
     """M w A - d regulariser / d logprob, [rows, response], and the sums over each response's tokens, [rows, 1]."""
-    ascent, keep, slope = x.advantages, None, None
+    ascent, keep = x.advantages, None
     sums: dict[str, Any] = {"policy": None}  # first what the average weighs
     if parts.regularizer is not None:
-        penalty, slope = parts.regularizer(x)
-        sums["regulariser"] = total(penalty * x.mask if penalty.shape == ascent.shape else penalty)
+        sums["regulariser"] = None
     sums["tokens"], sums["log_ratio"] = x.count, x.sum_log_ratio
     if parts.clip is not None:
         keep = parts.clip(x)
@@ -68,9 +67,12 @@ def terms(parts: Parts, x: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
         weight = parts.weight(x)
         if isinstance(weight, tuple):
             weight, uncapped = weight
-            sums["capped"] = total(((uncapped - weight) * x.mask).sign_().abs_())
+            capped = (uncapped - weight).sign_().abs_()
+            sums["capped"] = total(capped.mul_(x.mask)) if capped.shape == ascent.shape else capped * x.count
         ascent = ascent * weight
     sums["policy"] = total(ascent * x.raw_logprob)
-    if slope is not None:
+    if parts.regularizer is not None:
+        penalty, slope = parts.regularizer(x)
+        sums["regulariser"] = total(penalty * x.mask if penalty.shape == ascent.shape else penalty)
         ascent = ascent - slope * x.mask
     return ascent, sums

@@ -7,9 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-# exp(80) is far above any clip range and far below float32's largest number: a ratio that is clipped away must not
-# overflow, since infinity times M = 0 is not a number.
-LARGEST_LOG_RATIO = 80.0
+from trinity_rec.objective.clip import LARGEST_LOG_RATIO
 
 
 class Tokens:
@@ -43,7 +41,7 @@ class Tokens:
     def logprob(self) -> Tensor:
         return self.raw_logprob * self.mask
 
-    @cached_property
+    @property
     def old_logprob(self) -> Tensor:
         return self._old_logprob * self.mask
 
@@ -52,15 +50,15 @@ class Tokens:
         """rho = pi_theta / mu, [rows, response]."""
         return self.log_ratio.clamp(max=LARGEST_LOG_RATIO).exp_()
 
-    @cached_property
+    @property
     def probability(self) -> Tensor:
         """pi_theta, [rows, response]."""
-        return self.logprob.exp()
+        return (self.raw_logprob * self.mask).exp_()
 
-    @cached_property
+    @property
     def old_probability(self) -> Tensor:
         """mu, [rows, response]."""
-        return self.old_logprob.exp()
+        return self.old_logprob.exp_()
 
     @cached_property
     def product_ratio(self) -> Tensor:
@@ -87,10 +85,10 @@ class Tokens:
         size = flat.sum().square() / (flat.dot(flat) * self.count.sum())
         return size.nan_to_num(1.0)
 
-    @cached_property
+    @property
     def smallest_log_ratio_before(self) -> Tensor:
         """The smallest log rho before each token of its response, 0 before the first, [rows, response]."""
         # Padding inside a response must not count as a ratio of 1; before the first token that counts there is none.
         ratios = self.log_ratio.where(self.mask > 0, torch.inf)
         before = torch.cat([ratios.new_full((len(ratios), 1), torch.inf), ratios], -1)[:, :-1]
-        return before.cummin(-1).values.nan_to_num(posinf=0.0)
+        return before.cummin(-1).values.nan_to_num_(posinf=0.0)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from trinity_rec.objective.clip import EpsilonHigh, EpsilonLow, log_range
+from trinity_rec.objective.clip import LARGEST_LOG_RATIO, EpsilonHigh, EpsilonLow, log_range
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -98,7 +98,7 @@ def aspo(x: "Tokens", weight_cap: WeightCap) -> "tuple[Tensor, Tensor]":
     The ratio turned over for what is to be made more likely: unlikely right tokens learn most (ASPO, arXiv 2510.06062).
     """
     flip = x.advantages.sign().mul_(-1).add_(0.5).sign_()  # -1 where A > 0, else 1
-    raw = (x.log_ratio * flip).clamp_(max=80).exp_()
+    raw = flip.mul_(x.log_ratio).clamp_(max=LARGEST_LOG_RATIO).exp_()
     return raw.clamp(max=weight_cap), raw
 
 
@@ -108,10 +108,10 @@ def gmpo(x: "Tokens", epsilon_low: EpsilonLow, epsilon_high: EpsilonHigh) -> "Te
     The geometric mean of the clipped ratios (GMPO, arXiv 2507.20673; verl's `geo_mean`, which gives its bounds
     as logarithms).
     """
-    inside = x.log_ratio.clamp(*log_range(epsilon_low, epsilon_high))
-    pushed = (x.log_ratio - inside).mul(x.advantages).sign_().clamp_(min=0)  # 1 where the bound counts
-    cut = x.log_ratio + (inside - x.log_ratio).mul_(pushed)
-    return (cut.sum(-1, keepdim=True) / x.count.clamp(min=1)).clamp_(max=80).exp_()
+    cut = x.log_ratio.clamp(*log_range(epsilon_low, epsilon_high)).sub_(x.log_ratio)
+    cut *= (cut * x.advantages).sign_().clamp_(max=0).neg_()  # where the bound counts: it holds A back
+    cut += x.log_ratio
+    return (cut.sum(-1, keepdim=True) / x.count.clamp(min=1)).clamp_(max=LARGEST_LOG_RATIO).exp_()
 
 
 def sequence_importance_sampling(x: "Tokens", weight_cap: WeightCap) -> "tuple[Tensor, Tensor]":
@@ -158,7 +158,7 @@ def minpro(x: "Tokens") -> "Tensor":
     The smallest ratio before a token in place of their product (MinPRO, arXiv 2601.22718, by its abstract: the equation
     itself was not seen).
     """
-    return (x.log_ratio + x.smallest_log_ratio_before).clamp_(max=80).exp_()
+    return x.smallest_log_ratio_before.add_(x.log_ratio).clamp_(max=LARGEST_LOG_RATIO).exp_()
 
 
 def ess_capped_importance_sampling(x: "Tokens") -> "tuple[Tensor, Tensor]":
