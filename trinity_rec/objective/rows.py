@@ -69,10 +69,11 @@ def terms(parts: Parts, x: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
             weight, uncapped = weight
             capped = (uncapped - weight).sign_().abs_()
             sums["capped"] = total(capped.mul_(x.mask)) if capped.shape == ascent.shape else capped * x.count
+            capped = uncapped = None  # memory
         ascent = ascent * weight
     sums["policy"] = total(ascent * x.raw_logprob)
     if parts.regularizer is not None:
         penalty, slope = parts.regularizer(x)
         sums["regulariser"] = total(penalty * x.mask if penalty.shape == ascent.shape else penalty)
-        ascent = ascent - slope * x.mask
+        ascent = (slope * x.mask).neg_().add_(ascent)
     return ascent, sums
