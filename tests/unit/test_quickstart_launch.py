@@ -85,6 +85,30 @@ def test_a_process_that_is_never_ready_is_given_up(tmp_path):
         assert time.monotonic() - started < 10
 
 
+def test_a_ray_that_was_too_slow_to_start_is_started_again(tmp_path, monkeypatch):
+    starts = tmp_path / "starts"
+    program = f"""
+from pathlib import Path
+starts = Path({str(starts)!r})
+starts.touch()
+starts.write_text(starts.read_text() + "x")
+if starts.read_text() == "x":
+    raise RuntimeError("The current node timed out during startup.")
+print("Ray runtime started", flush=True)
+import time; time.sleep(99)
+"""
+    monkeypatch.setattr(processes, "script", lambda name: [sys.executable, "-c", program])
+    with Session(tmp_path / "logs") as session:
+        session.start_ray()
+        assert starts.read_text() == "xx"
+    program = "raise RuntimeError('no such option')"
+    with (
+        Session(tmp_path / "logs") as session,
+        pytest.raises(LaunchError, match=r"ray did not start: .*no such option"),
+    ):
+        session.start_ray()
+
+
 def test_a_model_directory_that_is_not_there_is_one_line(tmp_path):
     with Session(tmp_path / "logs") as session, pytest.raises(LaunchError, match="server did not start") as failure:
         session.start_server(tmp_path / "nowhere", root=tmp_path / "weights")

@@ -113,6 +113,16 @@ class Session:
 
     def start_ray(self, gpus: int = 0, timeout: float = 180) -> None:
         """A Ray head of this session's own: on loopback, on free ports, in the scratch directory."""
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                return self._start_head(gpus, deadline - time.monotonic())
+            except LaunchError as error:
+                # Ray gives its own parts half a minute, too little on a machine that is busy.
+                if "timed out during startup" not in str(error) or time.monotonic() > deadline:
+                    raise
+
+    def _start_head(self, gpus: int, timeout: float) -> None:
         port, *others = free_ports(5)
         named = ["ray-client-server-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port"]
         self.env |= {
