@@ -44,10 +44,19 @@ def test_the_front_page_is_the_readme_and_its_links_lead_to_pages(site):
 
 def test_the_reference_has_every_building_block_with_its_docstring(site):
     text = re.sub(r"<[^>]+>", "", (site / "api.html").read_text(encoding="utf-8"))
-    for name in (*public_names, "Objective", "clip_mask", "group_advantage", "balanced_keep", "adaptive_temperature"):
+    for name in (
+        *public_names,
+        "Objective",
+        "one_side",
+        "capped_importance_sampling",
+        "k2_sequence",
+        "group_advantage",
+        "balanced_keep",
+        "adaptive_temperature",
+    ):
         assert name == "__version__" or name in text
     assert "one choice of clip mask, data weight, regulariser and average" in text
-    assert "how many to keep. They must all come from the initial policy" in text
+    assert "How many to keep. They must all come from the initial policy" in text
 
 
 def test_the_site_loads_nothing_from_other_servers(site):
