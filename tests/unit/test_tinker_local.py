@@ -4,7 +4,6 @@ import asyncio
 import dataclasses
 import json
 import math
-import time
 from functools import partial
 from queue import Queue
 
@@ -19,8 +18,7 @@ pytest.importorskip("tinker", reason="the Tinker SDK needs Python 3.11")
 
 from trinity_rec.tinker_local import futures as futures_module
 from trinity_rec.tinker_local import logprobs as logprobs_module
-from trinity_rec.tinker_local import model as model_module
-from trinity_rec.tinker_local.errors import RequestError, ServeError
+from trinity_rec.tinker_local.errors import RequestError
 from trinity_rec.tinker_local.futures import Futures
 from trinity_rec.tinker_local.kv_cache import RaggedCache
 from trinity_rec.tinker_local.logprobs import hidden_states, token_logprobs
@@ -102,16 +100,6 @@ def test_in_bfloat16_the_sampler_s_logprobs_are_the_trainer_s(served, store):
 
 def note(answers, prompt, result):
     answers.put((prompt, result))
-
-
-def test_bfloat16_is_refused_where_it_is_slower(served, monkeypatch):
-    def slow(model, device, frozen):
-        forward = model.base_model.forward
-        model.base_model.forward = lambda *args, **kwargs: (time.sleep(0.2), forward(*args, **kwargs))[1]
-
-    monkeypatch.setattr(model_module, "_compute_in_bf16", slow)
-    with pytest.raises(ServeError, match=r"^bf16 is not faster for this model here: .* ms, and .* ms in float32$"):
-        load(served.name, "cpu", bf16=True)
 
 
 # ---- random streams ----

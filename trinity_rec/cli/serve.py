@@ -30,7 +30,7 @@ def command(
         typer.Option(min=0, help="Memory for graphs kept between forward and backward; by default a quarter of all."),
     ] = None,
     bf16: Annotated[
-        bool, typer.Option("--bf16", help="Layers in bfloat16, if faster here; it changes logprobs by about 0.01.")
+        bool, typer.Option("--bf16", help="Layers in bfloat16; it changes logprobs by about 0.01.")
     ] = False,
     name: Annotated[
         str | None, typer.Option(metavar="ORG/MODEL", help="Another name of the model, for clients that look it up.")

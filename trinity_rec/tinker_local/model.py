@@ -2,7 +2,6 @@
 
 import copy
 import os
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,7 +63,7 @@ def load(directory: Path, device: str, bf16: bool = False, alias: str | None = N
     """Load and check a model directory; `alias` is one more name for it.
 
     Raises:
-        ServeError: there is no model that can be served, or no such device, or bfloat16 is not faster here; one line.
+        ServeError: there is no model that can be served, or no such device; one line.
     """
     directory = Path(directory)
     path = directory.expanduser().resolve()
@@ -82,9 +81,6 @@ def load(directory: Path, device: str, bf16: bool = False, alias: str | None = N
         reason = " ".join(str(error).split())[:300]
         raise ServeError(f"cannot load a causal language model from {directory}: {reason}") from error
     cache_bytes = _check_supported(base, directory)
-
-    if bf16:
-        _check_bf16_is_faster(base, target)
 
     # The SDK takes the tokenizer's name from the model's and cuts one with exactly two slashes ("/a/b" -> "/a").
     name = f"{path}/" if str(path).count("/") == 2 else str(path)
@@ -120,27 +116,6 @@ def _compute_in_bf16(model: nn.Module, device: torch.device, frozen: bool) -> No
         for layer in body.modules():
             if isinstance(layer, nn.Linear):
                 layer.to(torch.bfloat16)
-
-
-def _check_bf16_is_faster(base: nn.Module, device: torch.device, tokens: int = 16, tries: int = 5) -> None:
-    """Many processors only emulate it. Measured as the sampler runs: a few rows, one token each."""
-    ids = torch.zeros(tokens, 1, dtype=torch.long, device=device)
-    plain = copy.deepcopy(base).to(device)
-    rounded = copy.deepcopy(plain)
-    _compute_in_bf16(rounded, device, frozen=True)
-    seconds: dict[str, list[float]] = {"float32": [], "bfloat16": []}
-    with torch.inference_mode():
-        for _ in range(tries):
-            for name, model in (("float32", plain), ("bfloat16", rounded)):
-                started = time.perf_counter()
-                model.base_model(input_ids=ids, use_cache=False).last_hidden_state.sum().item()
-                seconds[name].append(time.perf_counter() - started)
-    best = {name: 1e3 * min(times) for name, times in seconds.items()}
-    if best["bfloat16"] >= best["float32"]:
-        raise ServeError(
-            f"bf16 is not faster for this model here: a pass over {tokens} tokens took {best['bfloat16']:.1f} ms, and "
-            f"{best['float32']:.1f} ms in float32"
-        )
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
