@@ -33,14 +33,12 @@ class Loss:
         defaults: its settings.
         objective: from the settings; has the loss's gradient.
         value: of rho's logarithm, the logprobs and A, each [tokens], and the settings: the loss of each token.
-        advantages: what the objective takes for A, of the same.
         everywhere: whether tokens without an advantage count.
     """
 
     defaults: Mapping[str, float]
     objective: Callable[[Mapping[str, float]], Objective]
     value: Callable[[Tensor, Tensor, Tensor, Mapping[str, float]], Tensor]
-    advantages: Callable[[Tensor, Tensor, Mapping[str, float]], Tensor] = lambda _, advantages, config: advantages
     everywhere: bool = False
 
 
@@ -69,9 +67,13 @@ LOSSES = {
     ),
     "cispo": Loss(
         _CLIP,
-        lambda config: Objective(**_SUM),
+        lambda config: Objective(
+            weight="clipped_importance_sampling",
+            epsilon_low=1 - config["clip_low_threshold"],
+            epsilon_high=config["clip_high_threshold"] - 1,
+            **_SUM,
+        ),
         lambda log_ratio, logprob, advantages, config: -_clipped(log_ratio, config) * advantages * logprob,
-        advantages=lambda log_ratio, advantages, config: _clipped(log_ratio, config) * advantages,
     ),
     "dro": Loss(
         {"beta": 0.05},
@@ -125,9 +127,7 @@ def weighted(
     log_ratio = (now - old).masked_fill(~mask, 0.0)
     now = now.requires_grad_()
     try:
-        total, _ = loss.objective(config)(
-            now, old, mask, loss.advantages(log_ratio, advantages, config), global_batch_size=1
-        )
+        total, _ = loss.objective(config)(now, old, mask, advantages, global_batch_size=1)
         total.backward()
     except FloatingPointError as error:
         raise RequestError(f"{name}: {error}") from error
