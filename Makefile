@@ -77,8 +77,10 @@ check: $(ALL)
 generate: $(ALL)
 	$(BIN)/python scripts/generate.py
 
+# Pure functions on all cores; whole runs, which bring processes of their own, one after the other.
 test: lint
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile tests/unit tests/conformance
+	$(BIN)/pytest tests/integration tests/end_to_end
 
 test-vllm: $(VLLM)
 	$(VENV_VLLM)/bin/python -m pytest -o faulthandler_timeout=0 tests/vllm

@@ -10,7 +10,7 @@ M is made of floats: on a CPU whatever makes or reads bool takes four to fifteen
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
@@ -199,7 +199,7 @@ def bapo(x: "Tokens", positive_share: PositiveShare) -> "Tensor":
     return _one_side(x.log_ratio, x.advantages, *bounds)
 
 
-def _one_side(value: "Tensor", advantages: "Tensor", low: "float | Tensor", high: "float | Tensor") -> "Tensor":
+def _one_side(value: "Tensor", advantages: "Tensor", low: Any, high: Any) -> "Tensor":
     """1 unless `value` leaves [low, high] to the side that A pushes it to."""
     return (value - value.clamp(low, high)).mul(advantages).le_(0)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,7 +49,7 @@ def evaluate(
             ascent, scale, total, dtype = average(parts, inputs, wanted, sample_weight, count, dp_size)
             if not _is_finite(total, dtype):
                 sums = blockwise(parts, inputs, wanted)[1]
-                raise FloatingPointError(why_not_finite(*inputs, sums, scale, dimensions=logprob.dim()))
+                raise FloatingPointError(why_not_finite(inputs, sums, scale, dimensions=logprob.dim()))
         loss = logprob.new_full((), total.get("regulariser", 0.0) - total["policy"], dtype=dtype)
     if wanted:
         loss = _WithGradient.apply(logprob, loss, ascent, *scale)
@@ -89,10 +90,11 @@ def average(
     numbers = totals.tolist()  # the one transfer from the device of a call
     total = dict(zip(names, numbers, strict=False))
     given = iter(numbers[len(names) :])
-    count, dp_size = (next(given) if isinstance(x, Tensor) else x for x in (count, dp_size))
-    if count is None:
-        count = total["tokens"] if parts.over_tokens else len(inputs[0])
-    shared *= dp_size / max(count, 1)
+    over: Any = next(given) if isinstance(count, Tensor) else count
+    ranks = next(given) if isinstance(dp_size, Tensor) else dp_size
+    if over is None:
+        over = total["tokens"] if parts.over_tokens else len(inputs[0])
+    shared *= ranks / max(over, 1)
     total["policy"] *= shared
     if "regulariser" in total:
         total["regulariser"] *= shared

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -11,10 +12,7 @@ _SUMS = ("policy", "regulariser", "log_ratio", "advantage", "gradient")
 
 
 def why_not_finite(
-    logprob: Tensor,
-    old_logprob: Tensor,
-    mask: Tensor,
-    advantages: Tensor,
+    inputs: Sequence[Tensor],
     sums: dict[str, Tensor],
     scale: tuple[float, Tensor | None],
     *,
@@ -23,11 +21,12 @@ def why_not_finite(
     """The first token, or response, that keeps a loss from being finite, in one line; here transfers may cost.
 
     Args:
-        logprob, old_logprob, mask, advantages: [batch, response].
+        inputs: logprob, old_logprob, mask and advantages, [batch, response] each.
         sums: over each response's tokens, [batch, 1] each.
         scale: n, a number and a factor of each response, [batch, 1].
         dimensions: of the logprob that the caller gave.
     """
+    logprob, old_logprob, mask, advantages = inputs
     found = []
     for name, x in (("logprob", logprob), ("old_logprob", old_logprob), ("advantages", advantages)):
         for row, token in (mask & ~x.isfinite()).nonzero()[:1].tolist():

@@ -51,10 +51,11 @@ def _declared() -> dict[str, Any]:
     return found
 
 
-_Arguments = create_model("_Arguments", __base__=Declared, **_NAMED, **_declared(), metrics=(Metrics, "basic"))
+_FIELDS: dict[str, Any] = {**_NAMED, **_declared(), "metrics": (Metrics, "basic")}
+_Arguments: Any = create_model("_Arguments", __base__=Declared, **_FIELDS)
 
 
-class Objective(_Arguments, extra="allow"):  # type: ignore[misc, valid-type]
+class Objective(_Arguments, extra="allow"):  # type: ignore[call-arg]
     """A policy objective; its arguments are those of upstream's `rec` loss with their meaning, and those of its rules.
 
     Attributes:
@@ -83,7 +84,7 @@ class Objective(_Arguments, extra="allow"):  # type: ignore[misc, valid-type]
         if unknown:
             raise TypeError(f"unknown argument {unknown[0]!r}")
         super().__init__(**{**given, **modes, **own})
-        ready = {
+        ready: dict[str, Any] = {
             kind: rule and partial(rule, **{name: getattr(self, name) for name in rules.arguments_of(rule)})
             for kind, rule in chosen.items()
         }
@@ -92,7 +93,10 @@ class Objective(_Arguments, extra="allow"):  # type: ignore[misc, valid-type]
 
             ready |= try_out(ready, modes)
         self._parts = rules.Parts(
-            *ready.values(),
+            ready["clip_mode"],
+            ready["weight"],
+            ready["regularizer"],
+            ready["loss_agg_mode"],
             over_tokens=self.loss_agg_mode == "token-mean",
             of_the_batch=any(rule in rules.OF_THE_BATCH for rule in chosen.values()),
             full=self.metrics == "full",
