@@ -27,6 +27,7 @@ from trinity_rec.lab.report import report
 from trinity_rec.lab.statistics import Estimate, final, resampled_means
 from trinity_rec.lab.tasks import TASKS
 from trinity_rec.lab.training import Experiment, train
+from trinity_rec.presets import PRESETS
 from trinity_rec.variants import SETTINGS, VARIANTS
 
 BANDIT = "C1"
@@ -39,11 +40,12 @@ BANDIT_RULE = (
     "bootstrap 95 % interval over seeds."
 )
 ALL_CLAIMS = (BANDIT, *CLAIMS)
+PAPER = ("REC", "REP", "RED")  # its families; the corrections of others are not what its claims are about
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is run. `every_variant`: the whole preset table, else only the variants of the claims."""
+    """How much is run. `every_variant`: all algorithms of the paper, else only the variants of the claims."""
 
     tasks: tuple[str, ...]
     seeds: int
@@ -125,7 +127,7 @@ Cell = tuple[str, str, str]
 
 
 def cells(names: Sequence[str], scale: Scale) -> list[Cell]:
-    """What the claims need; with `every_variant` then all algorithms at the tasks' own rates in all settings."""
+    """What the claims need; with `every_variant` also the paper's algorithms, at the task's rate, in all settings."""
     needed = [
         (task, setting, variant)
         for name in names
@@ -137,7 +139,7 @@ def cells(names: Sequence[str], scale: Scale) -> list[Cell]:
         needed += [
             (task, setting, variant.name)
             for variant in VARIANTS.values()
-            if variant.rate_factor == 1
+            if variant.rate_factor == 1 and PRESETS[variant.preset].family in PAPER
             for setting in SETTINGS
             for task in scale.tasks
         ]
