@@ -12,62 +12,52 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from trinity_rec.commands.catalogue import section_text
-from trinity_rec.commands.schema import algorithm_schema
+from trinity_rec.commands.catalogue import BLOCKS, section_text
+from trinity_rec.commands.catalogue import markdown_table as presets_table
+from trinity_rec.commands.schema import SHIPPED, algorithm_schema
 from trinity_rec.declared import allowed, choices_of
+from trinity_rec.diagnose.rules import markdown_table as rules_table
 from trinity_rec.objective import Objective
 from trinity_rec.objective.rules import RULES, formula
-from trinity_rec.presets import FAMILIES, PRESETS
-from trinity_rec.shaping import Shaping
+from trinity_rec.presets import PRESETS
+from trinity_rec.yaml.notation import readable
 
 ROOT = Path(__file__).parents[1]
-SCHEMA = ROOT / "trinity_rec/schema.json"
+DOCS = ROOT / "docs"
 
 
 def files() -> Iterator[tuple[Path, str]]:
     """Each generated file and what it should hold."""
     for name, preset in PRESETS.items():
         yield ROOT / f"configs/algorithms/{name}.yaml", section_text(preset)
-    yield SCHEMA, json.dumps(algorithm_schema(), indent=1, ensure_ascii=False) + "\n"
-    page = ROOT / "docs/algorithms.md"
-    yield page, filled(page.read_text(encoding="utf-8"), {"presets": presets(), "arguments": arguments()})
+    yield SHIPPED, json.dumps(algorithm_schema(), indent=1, ensure_ascii=False) + "\n"
+    yield from (
+        page("metrics.md", "rules", rules_table()),
+        page("presets.md", "presets", presets_table()),
+        page("algorithms.md", "arguments", arguments()),
+    )
 
 
-def filled(text: str, tables: dict[str, str]) -> str:
-    """A page with what stands between `<!-- name -->` and `<!-- /name -->` written anew."""
-    for name, table in tables.items():
-        text, found = re.subn(
-            rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", lambda at, t=table: f"{at[1]}\n{t}\n{at[2]}", text, flags=re.S
-        )
-        if found != 1:
-            raise SystemExit(f"no place for the table of {name}")
-    return text
-
-
-def presets() -> str:
-    """The presets by family."""
-    lines = []
-    for family, what in FAMILIES.items():
-        rows = [
-            f"| `{each.name}` | {each.title} | {escaped(each.gradient)} | {each.when} |"
-            for each in PRESETS.values()
-            if each.family == family
-        ]
-        heads = ["| preset | name | gradient of a token, averaged over the batch | when |", "|---|---|---|---|"]
-        lines += [f"### {family}: {what}", "", *heads, *rows, ""]
-    return "\n".join(lines)
+def page(name: str, part: str, table: str) -> tuple[Path, str]:
+    """A page with what stands between `<!-- part -->` and `<!-- /part -->` written anew."""
+    path = DOCS / name
+    text, found = re.subn(
+        rf"(<!-- {part} -->\n).*?(<!-- /{part} -->)",
+        lambda at: f"{at[1]}\n{table.strip()}\n\n{at[2]}",
+        path.read_text(encoding="utf-8"),
+        flags=re.DOTALL,
+    )
+    if found != 1:
+        raise SystemExit(f"{name} has no place for its {part}: <!-- {part} -->")
+    return path, text
 
 
 def arguments() -> str:
     """Every argument of the loss and of the advantage, from where it is declared."""
     lines = []
-    for key, block in (("policy_loss_fn_args", Objective), ("advantage_fn_args", Shaping)):
-        lines += [
-            f"### `{key}`",
-            "",
-            "| argument | default | may be | what it is | read under |",
-            "|---|---|---|---|---|",
-        ]
+    for key, block in BLOCKS.items():
+        head = "| argument | default | may be | what it is | read under |"
+        lines += [f"### `{key}`", "", head, "|---|---|---|---|---|"]
         for name, field in block.model_fields.items():
             rules = RULES.get(name) if block is Objective else None
             may = ", ".join(f"`{rule}`" for rule in rules) if rules else choices(field) or allowed(field)
@@ -79,8 +69,9 @@ def arguments() -> str:
         lines.append("")
     lines += ["### The rules", "", "| argument | value | formula |", "|---|---|---|"]
     for kind in ("clip_mode", "weight", "regularizer"):
-        lines += [f"| `{kind}` | `{name}` | {escaped(formula(kind, name))} |" for name in RULES[kind] if name != "none"]
-    return "\n".join([*lines, ""])
+        names = [name for name, rule in RULES[kind].items() if rule is not None]
+        lines += [f"| `{kind}` | `{name}` | {escaped(readable(formula(kind, name)))} |" for name in names]
+    return "\n".join(lines)
 
 
 def choices(field) -> str:

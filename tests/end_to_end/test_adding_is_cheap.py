@@ -72,7 +72,7 @@ def test_a_row_and_a_rule_leave_the_tests_green(tmp_path):
 
     run("scripts/generate.py")
     assert (copy / "configs/algorithms/rec_medium.yaml").exists()
-    assert "rec_medium" in (copy / "docs/algorithms.md").read_text()
+    assert "rec_medium" in (copy / "docs/presets.md").read_text()
     # The tests that go through every preset, every rule, every page.
     names = (
         "far_only",

@@ -143,5 +143,5 @@ def test_a_yaml_of_another_run_is_not_taken_for_its_own(tmp_path):
 
 def test_the_documentations_table_is_the_list_of_rules():
     page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
-    assert markdown_table() in page, "run scripts/write_tables.py"
+    assert markdown_table() in page, "run make generate"
     assert not re.search(r"\|\|", markdown_table())

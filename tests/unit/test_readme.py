@@ -39,7 +39,7 @@ def test_the_corrections_are_counted():
 
 def test_the_docs_table_is_the_preset_table():
     page = (ROOT / "docs" / "presets.md").read_text(encoding="utf-8")
-    assert markdown_table() in page, "run scripts/write_tables.py"
+    assert markdown_table() in page, "run make generate"
     assert re.findall(r"^\| `(\w+)` ", page, flags=re.MULTILINE) == list(PRESETS)
 
 

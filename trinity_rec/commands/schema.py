@@ -19,7 +19,7 @@ from trinity_rec.shaping import Shaping
 from trinity_rec.yaml.notation import readable
 
 SHIPPED = Path(__file__).with_name("algorithm.schema.json")
-"""`algorithm_schema()`, written by scripts/write_tables.py, so that the command need not import Trinity to print it."""
+"""`algorithm_schema()`, written by scripts/generate.py, so that the command need not import Trinity to print it."""
 
 _DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
