@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
-import annotated_types
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
@@ -113,17 +112,14 @@ def _parts(annotation: Any) -> tuple[Any, ...]:
 
 
 def _bounds(field: FieldInfo) -> tuple[float, bool, float, bool]:
-    low, low_open, high, high_open = -math.inf, False, math.inf, False
+    """The least and the largest number, each with whether it is itself out of range."""
+    found: dict[str, float] = {}
     for each in field.metadata:
-        if isinstance(each, annotated_types.Gt):
-            low, low_open = each.gt, True  # type: ignore[assignment]
-        elif isinstance(each, annotated_types.Ge):
-            low = each.ge  # type: ignore[assignment]
-        elif isinstance(each, annotated_types.Lt):
-            high, high_open = each.lt, True  # type: ignore[assignment]
-        elif isinstance(each, annotated_types.Le):
-            high = each.le  # type: ignore[assignment]
-    return low, low_open, high, high_open
+        for name in ("gt", "ge", "lt", "le"):
+            if (bound := getattr(each, name, None)) is not None:
+                found[name] = bound
+    low, high = found.get("gt", found.get("ge", -math.inf)), found.get("lt", found.get("le", math.inf))
+    return low, "gt" in found, high, "lt" in found
 
 
 def _refusal(declared: type[Declared], error: ValidationError) -> Exception:

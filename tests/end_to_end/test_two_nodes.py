@@ -18,9 +18,8 @@ import psutil
 import pytest
 
 from tests.tiny_run import NAME, actor, largest_difference, start_backend, train, weights_after, write_config
-from trinity_rec import launch
 from trinity_rec.plugin.resume import last_checkpoint
-from trinity_rec.session import LOOPBACK, LaunchError, Session, TrainedStep, script
+from trinity_rec.session import LOOPBACK, LaunchError, Session, TrainedStep, processes, script
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -139,7 +138,7 @@ def raylet(session: Session, part: str) -> psutil.Process:
 @pytest.fixture
 def placed(monkeypatch):
     start = {"trinity": [sys.executable, "-c", PLACED_TRINITY]}
-    monkeypatch.setattr(launch, "script", lambda name: start.get(name) or script(name))
+    monkeypatch.setattr(processes, "script", lambda name: start.get(name) or script(name))
     return monkeypatch
 
 

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "trinity_rec"
 # The stand-in is a package named vllm that only its own files import.
 # vllm_workers.py is loaded by vLLM alone, through its entry points.
-LOADED_BY = {"vllm_workers.py": {"vllm"}}
+LOADED_BY = {"vllm_workers.py": {"vllm"}, "verl.py": {"verl"}}
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if "vllm_stand_in" not in path.parts)
 
 

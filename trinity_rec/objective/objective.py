@@ -74,7 +74,7 @@ class Objective(_Arguments, extra="allow"):  # type: ignore[call-arg]
     def __init__(self, **given: Any) -> None:
         modes = {kind: given.get(kind, type(self).model_fields[kind].default) for kind in rules.RULES}
         if modes["loss_agg_mode"] is None:
-            modes["loss_agg_mode"] = _USUAL_AVERAGE.get(modes["clip_mode"], "token-mean")
+            modes["loss_agg_mode"] = "seq-mean-token-mean" if modes["clip_mode"] == "gspo-one-side" else "token-mean"
         chosen = {kind: rules.rule_named(kind, name) for kind, name in modes.items()}
         own: dict[str, Any] = {}
         for kind, rule in chosen.items():
@@ -179,9 +179,6 @@ def _read_under() -> dict[str, tuple[ReadUnder, ...]]:
         for argument in {name: None for names in readers.values() for name in names}:
             found[argument].append(ReadUnder(kind, tuple(name for name in table if argument in readers[name])))
     return {name: tuple(under) for name, under in found.items()}
-
-
-_USUAL_AVERAGE = {"gspo-one-side": "seq-mean-token-mean"}  # as upstream's `rec`
 
 
 def _own_arguments(

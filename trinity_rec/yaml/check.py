@@ -302,7 +302,10 @@ class _Check:
             name = getattr(algorithm, key)
             if name is None or name.startswith("trinity_rec."):
                 continue
-            block = registry.get(name)
+            try:
+                block = registry.get(name)
+            except (ValueError, ImportError, AttributeError):  # Trinity's own check says so in its place
+                continue
             if block is None:
                 continue
             if getattr(algorithm, f"{key}_args") is None:  # then Trinity passes the block's own
