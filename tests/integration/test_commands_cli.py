@@ -154,8 +154,13 @@ def test_check_exits_by_what_it_finds(config):
     assert (clean.returncode, clean.stderr) == (0, "")
     assert "no errors, no doubts" in clean.stdout and ESC not in clean.stdout
 
-    doubtful = trinity_rec("check", config)
-    assert doubtful.returncode == 0 and f"{config}:3: doubt: algorithm.algorithm_type: grpo" in doubtful.stdout
+    unread = config.with_name("unread.yaml")
+    unread.write_text(
+        switched.read_text().replace("repeat_times: 8", "repeat_times: 8\n  policy_loss_fn_args: {temp: 2}")
+    )
+    doubtful = trinity_rec("check", unread)
+    line = f"{unread}:5: doubt: algorithm.policy_loss_fn_args.temp: ignored under weight: none"
+    assert doubtful.returncode == 0 and line in doubtful.stdout
 
     switched.write_text(switched.read_text().replace("repeat_times: 8", "repeat_tiems: 8"))
     wrong = trinity_rec("check", switched)

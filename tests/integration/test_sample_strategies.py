@@ -221,7 +221,11 @@ def tinker_batch(tmp_path_factory):
     return sample(buffer.strategy("RECSampleStrategy", backend="tinker"), 1)[0]
 
 
-@pytest.mark.parametrize("name", PRESETS)
+# A statistic of the batch is of one call of the loss, which is one response on Tinker.
+BY_RESPONSE = [name for name in PRESETS if name not in ("off_m2po", "off_bapo", "off_p3o")]
+
+
+@pytest.mark.parametrize("name", BY_RESPONSE)
 def test_tinkers_loss_by_single_responses_has_the_gradient_of_the_whole_batch(tinker_batch, name):
     exps, trainer = tinker_batch, tinker_trainer(name)
     assert trainer.algorithm.use_reference is False

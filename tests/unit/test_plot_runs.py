@@ -133,7 +133,8 @@ class Links(HTMLParser):
         self.text.append(data.strip())
 
 
-def test_the_page_holds_everything_and_needs_nothing_else(tmp_path):
+def test_the_page_holds_everything_and_needs_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")  # no cell is folded
     for seed in range(3):
         make_run(tmp_path / f"rec_ring_nois-seed{seed}", shift=0.1 * seed)
     make_run(tmp_path / "<b>")
