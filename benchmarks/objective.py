@@ -97,7 +97,7 @@ def measure(names: str, arguments: dict[str, Any], size: str, rounds: int, trl: 
     # The other frameworks' losses have one gradient among those of the presets, TRL's two.
     same_as = {"one-side": "token", "gspo-one-side": "sequence"}.get(str(arguments.get("clip_mode")))
     by_ratio = arguments.get("weight") in ("importance_sampling", "gspo_importance_sampling")
-    if same_as == "token" and by_ratio:
+    if arguments == GRPO:  # verl's at the same clip range
         losses["verl"] = verl_vanilla()
     elsewhere = {}
     if trl is not None and same_as and by_ratio:

@@ -26,9 +26,9 @@ _DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
 def algorithm_schema() -> dict[str, Any]:
     """The `algorithm:` section of a YAML that names a preset of this package."""
-    from trinity.algorithm import ENTROPY_LOSS_FN, KL_FN, SAMPLE_STRATEGY
     from trinity.common.config import AlgorithmConfig
 
+    from trinity_rec.plugin import registries
     from trinity_rec.plugin.algorithm import ADVANTAGE, POLICY_LOSS
 
     strategies = sample_strategies()
@@ -38,8 +38,8 @@ def algorithm_schema() -> dict[str, Any]:
         "enum": [f"trinity_rec.{name}" for name in PRESETS],
         "enumDescriptions": [f"{each.title}: {readable(each.gradient)}. {each.when}" for each in PRESETS.values()],
     }
-    kl, entropy = (_named_or_dotted(registry._default_mapping) for registry in (KL_FN, ENTROPY_LOSS_FN))
-    plain = [name for name in SAMPLE_STRATEGY._default_mapping if name != "mix"]
+    kl, entropy = (_named_or_dotted(terms.names()) for terms in (registries.KL_TERMS, registries.ENTROPY_TERMS))
+    plain = [name for name in registries.SAMPLE_STRATEGIES.names() if name != "mix"]
     properties |= {
         "policy_loss_fn": _named_or_dotted([POLICY_LOSS]),
         "policy_loss_fn_args": {"type": ["object", "null"]},

@@ -19,6 +19,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from trinity_rec.plugin import registries
 from trinity_rec.presets import PRESETS
 from trinity_rec.terminal import UsageError, closest, did_you_mean
 from trinity_rec.yaml.document import Document, Key, dotted
@@ -228,14 +229,12 @@ class _Check:
 
     def _resolve_algorithm(self, config: Config) -> str | None:
         """The preset's name; None where the YAML names another algorithm, which then is said."""
-        from trinity.algorithm import ALGORITHM_TYPE
-
         from trinity_rec.plugin.arguments import shortened
 
         keys = ("algorithm", "algorithm_type")
         name = config.algorithm.algorithm_type
         plain = name.removeprefix("trinity_rec.")
-        upstream = ALGORITHM_TYPE._default_mapping
+        upstream = registries.ALGORITHMS.names()
         if plain in PRESETS and name != "rec":
             if plain == name:
                 self.add(
@@ -260,7 +259,7 @@ class _Check:
         elif name in upstream:
             pass  # Trinity's own: its blocks' arguments are held against their constructors
         elif "." in name and not name.startswith("trinity_rec."):
-            problem = _import_problem(name, type(ALGORITHM_TYPE.get("grpo")))
+            problem = _import_problem(name, type(registries.ALGORITHMS.get("grpo")))
             if problem is not None:
                 self.add(ERROR, keys, problem, "the dotted path of an AlgorithmType, or see `trinity-rec list`")
                 config.algorithm.algorithm_type = type(config.algorithm)().algorithm_type
@@ -273,9 +272,7 @@ class _Check:
 
     def _plugin_check(self, config: Config) -> None:
         """Run the plugin's check until it passes: each refused setting is noted and then left at its default."""
-        from trinity.algorithm import ALGORITHM_TYPE
-
-        algorithm = ALGORITHM_TYPE.get(config.algorithm.algorithm_type)
+        algorithm = registries.ALGORITHMS.get(config.algorithm.algorithm_type)
         self._known_functions(config)
         defaults = type(config)()
         with trinity_warnings() as warnings:
@@ -298,7 +295,7 @@ class _Check:
     def _bind_foreign_blocks(self, config: Config) -> None:
         """Hold the arguments that Trinity will pass to a block that is not ours against its constructor."""
         algorithm = config.algorithm
-        for key, registry in _registries():
+        for key, registry in registries.BLOCKS.items():
             name = getattr(algorithm, key)
             if name is None or name.startswith("trinity_rec."):
                 continue
@@ -328,15 +325,15 @@ class _Check:
 
     def _known_functions(self, config: Config) -> None:
         """Names that Trinity's registries do not have, and classes that cannot be imported."""
-        for key, registry in _registries():
+        for key, registry in registries.BLOCKS.items():
             name = getattr(config.algorithm, key)
-            if name is None or name in registry._default_mapping or name in registry.modules:
+            if name is None or registry.knows(name):
                 continue
             problem = _import_problem(name)
             if problem is not None:
-                near = closest(name.removeprefix("trinity_rec."), registry._default_mapping)
+                near = closest(name.removeprefix("trinity_rec."), registry.names())
                 own = did_you_mean(name, _own_blocks()) if name.startswith("trinity_rec.") else None
-                hint = own or (f"did you mean {near}?" if near else f"known: {', '.join(registry._default_mapping)}")
+                hint = own or (f"did you mean {near}?" if near else f"known: {', '.join(registry.names())}")
                 self.add(ERROR, ("algorithm", key), problem, hint)
                 setattr(config.algorithm, key, None)
 
@@ -444,20 +441,6 @@ def _is_number_in_quotes(value: Any) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _registries() -> tuple[tuple[str, Any], ...]:
-    """The keys that name a block, with Trinity's registry of such blocks."""
-    from trinity import algorithm as registries
-
-    return (
-        ("policy_loss_fn", registries.POLICY_LOSS_FN),
-        ("advantage_fn", registries.ADVANTAGE_FN),
-        ("kl_loss_fn", registries.KL_FN),
-        ("kl_penalty_fn", registries.KL_FN),
-        ("entropy_loss_fn", registries.ENTROPY_LOSS_FN),
-        ("sample_strategy", registries.SAMPLE_STRATEGY),
-    )
 
 
 @functools.cache

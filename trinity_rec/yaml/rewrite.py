@@ -91,9 +91,9 @@ def _refuse_misfits(document: Document, old: Mapping[str, Any]) -> None:
 
 def _is_replaced(key: str, old: Mapping[str, Any]) -> bool:
     if key in STRATEGY_KEYS:
-        from trinity.algorithm import SAMPLE_STRATEGY
+        from trinity_rec.plugin.registries import SAMPLE_STRATEGIES
 
-        return (old.get("sample_strategy") or "default") in SAMPLE_STRATEGY._default_mapping
+        return (old.get("sample_strategy") or "default") in SAMPLE_STRATEGIES
     return key == "algorithm_type" or key in OBJECTIVE_KEYS
 
 

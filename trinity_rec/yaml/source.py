@@ -66,11 +66,11 @@ def _foreign(data: Mapping[str, Any]) -> Objection | None:
 
 
 def _training(section: Mapping[str, Any]) -> Iterator[Objection]:
-    from trinity.algorithm import ALGORITHM_TYPE
+    from trinity_rec.plugin.registries import ALGORITHMS
 
     name, defaults = section.get("algorithm_type"), {}
-    if isinstance(name, str) and name in ALGORITHM_TYPE._default_mapping:
-        algorithm = ALGORITHM_TYPE.get(name)
+    if isinstance(name, str) and name in ALGORITHMS:
+        algorithm = ALGORITHMS.get(name)
         defaults = algorithm.default_config()
         keys = ("algorithm", "algorithm_type")
         if algorithm.schema != "experience":

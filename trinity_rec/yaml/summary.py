@@ -78,14 +78,14 @@ class Summary:
 
 def summarise(config: Config) -> Summary:
     """Sum up a configuration whose algorithm section is complete (`PresetAlgorithm.check_config`) or not ours."""
-    from trinity.algorithm import ALGORITHM_TYPE
+    from trinity_rec.plugin.registries import ALGORITHMS
 
     algorithm, buffer = config.algorithm, config.buffer
     name = algorithm.algorithm_type
     preset = PRESETS.get(name.removeprefix("trinity_rec.").removesuffix("_with_reference"))
     preset = preset if name.startswith("trinity_rec.") else None
-    known = preset is not None or name in ALGORITHM_TYPE._default_mapping
-    reference = bool(known and ALGORITHM_TYPE.get(name).use_reference)
+    known = preset is not None or name in ALGORITHMS
+    reference = bool(known and ALGORITHMS.get(name).use_reference)
     loss_args, advantage_args = dict(algorithm.policy_loss_fn_args or {}), dict(algorithm.advantage_fn_args or {})
     if algorithm.policy_loss_fn == "trinity_rec.RECPolicyLoss":
         loss_args = Objective.read_only(loss_args)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from trinity_rec.plugin import registries
 from trinity_rec.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -97,11 +98,9 @@ class Meaning:
 
 def meaning(section: Mapping[str, Any]) -> Meaning | None:
     """What a section of one of Trinity's algorithms trains; None for others, and where Trinity refuses it."""
-    from trinity.algorithm import ADVANTAGE_FN, ALGORITHM_TYPE, POLICY_LOSS_FN
-
     from trinity_rec.yaml.effective import effective
 
-    if section.get("algorithm_type") not in ALGORITHM_TYPE._default_mapping:
+    if section.get("algorithm_type") not in registries.ALGORITHMS:
         return None
     try:
         algorithm = effective(section)
@@ -111,8 +110,8 @@ def meaning(section: Mapping[str, Any]) -> Meaning | None:
     origin: dict[tuple[str, str], str] = {}
     differs: list[str] = []
     for key, name, blocks, registry in (
-        (LOSS_ARGS, algorithm.policy_loss_fn, LOSSES, POLICY_LOSS_FN),
-        (ADVANTAGE_ARGS, algorithm.advantage_fn, ADVANTAGES, ADVANTAGE_FN),
+        (LOSS_ARGS, algorithm.policy_loss_fn, LOSSES, registries.POLICY_LOSSES),
+        (ADVANTAGE_ARGS, algorithm.advantage_fn, ADVANTAGES, registries.ADVANTAGES),
     ):
         block = blocks.get(name)
         if block is None or block.is_ours is None:
@@ -144,7 +143,7 @@ def meaning(section: Mapping[str, Any]) -> Meaning | None:
             if "baseline_shift" in given:
                 origin[LOSS_ARGS, "regularizer_coef"] = f"{key}.baseline_shift"
     # The key beside the arguments is written into them where they have it; else the constructor's default counts.
-    loss = _constructor_defaults(POLICY_LOSS_FN.get(algorithm.policy_loss_fn))
+    loss = _constructor_defaults(registries.POLICY_LOSSES.get(algorithm.policy_loss_fn))
     is_read = "loss_agg_mode" in (algorithm.policy_loss_fn_args or {})
     average = algorithm.loss_agg_mode if is_read else loss.get("loss_agg_mode")
     return Meaning(args, origin, average, bool(args[ADVANTAGE_ARGS].get("std_normalize")), differs, algorithm)
