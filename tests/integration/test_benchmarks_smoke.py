@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from trinity_rec.lab.tasks import TASKS
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
@@ -58,5 +60,5 @@ def test_losses_and_advantages_are_compared_and_put_into_tables(tmp_path):
 def test_the_lab_s_steps_a_second_are_counted_for_each_task():
     command = [sys.executable, str(BENCHMARKS / "lab.py"), "--steps", "4", "--repeats", "1"]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    assert [line.split()[0] for line in lines[1:]] == ["addition", "word_problems", "tool_call"]
+    assert [line.split()[0] for line in lines[1:]] == list(TASKS)
     assert all(float(line.split()[1]) > 1 for line in lines[1:])
