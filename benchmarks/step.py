@@ -30,6 +30,7 @@ from turns import Worker, WorkerError
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+from tests.lone_worker import lone_worker_config, lone_worker_environment, update  # noqa: E402
 from tests.tiny_model import make_tiny_model  # noqa: E402
 
 CONTESTANTS = {"ours": "trinity_rec.rec_oneside_nois", "upstream": "rec"}
@@ -53,7 +54,6 @@ def work(setting: Setting, algorithm_type: str) -> None:
     """Make a step for each line on standard input, and answer it with a JSON line."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print is not an answer
-    from tests.lone_worker import lone_worker_config, lone_worker_environment
 
     os.environ |= lone_worker_environment()
     torch.set_num_threads(setting.threads)
@@ -113,18 +113,7 @@ def step(worker: Any, batch: dict[str, torch.Tensor], reference: bool) -> dict[s
     middle, middle_cpu = time.perf_counter(), time.process_time()
     data = padded(**more)
     size = len(batch["input_ids"])
-    tensordict_utils.assign_non_tensor(
-        data,
-        calculate_entropy=False,
-        global_batch_size=size,
-        mini_batch_size=size,
-        epochs=1,
-        seed=1,
-        dataloader_kwargs={"shuffle": False},
-        temperature=1.0,
-        compute_loss=True,
-    )
-    metrics = tensordict_utils.get(worker.update_actor(data), "metrics")
+    metrics = update(worker, data, size)
     assert reference == any("kl_loss" in name for name in metrics), sorted(metrics)
     ended, ended_cpu = time.perf_counter(), time.process_time()
     return {

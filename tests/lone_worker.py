@@ -47,3 +47,22 @@ def lone_worker_config(
         "ref": {"fsdp_config": dict(engine)},
     }
     return config
+
+
+def update(worker: Any, data: Any, responses: int, **more: Any) -> dict[str, Any]:
+    """One update by all of `data`, a TensorDict without padding, as VERLTrainer.train_step asks for it; its metrics."""
+    from verl.utils import tensordict_utils
+
+    tensordict_utils.assign_non_tensor(
+        data,
+        calculate_entropy=False,
+        global_batch_size=responses,
+        mini_batch_size=responses,
+        epochs=1,
+        seed=1,
+        dataloader_kwargs={"shuffle": False},
+        temperature=1.0,
+        compute_loss=True,
+        **more,
+    )
+    return tensordict_utils.get(worker.update_actor(data), "metrics")

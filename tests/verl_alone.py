@@ -14,12 +14,13 @@ import torch
 import verl
 from hydra import compose, initialize_config_dir
 from tensordict import TensorDict
-from verl.utils import tensordict_utils
 from verl.utils.config import omega_conf_to_dataclass
 from verl.workers.config import ActorConfig
 from verl.workers.engine_workers import ActorRolloutRefWorker
 from verl.workers.utils.losses import ppo_loss
 from verl.workers.utils.padding import left_right_2_no_padding
+
+from tests.lone_worker import update
 
 FLOAT32 = "{param_dtype: fp32, reduce_dtype: fp32, buffer_dtype: fp32}"
 
@@ -57,20 +58,7 @@ def main(model_dir: str, batch: str, *loss_modes: str) -> None:
         actor_config: ActorConfig = omega_conf_to_dataclass(config.actor)
         actor.set_loss_fn(partial(ppo_loss, config=actor_config))
         data = left_right_2_no_padding(TensorDict(rollouts, batch_size=size))
-        tensordict_utils.assign_non_tensor(
-            data,
-            calculate_entropy=False,
-            global_batch_size=size,
-            mini_batch_size=size,
-            epochs=1,
-            seed=1,
-            dataloader_kwargs={"shuffle": False},
-            temperature=1.0,
-            compute_loss=True,
-            use_dynamic_bsz=True,
-            max_token_len_per_gpu=12,
-        )
-        metrics = tensordict_utils.get(actor.update_actor(data), "metrics")
+        metrics = update(actor, data, size, use_dynamic_bsz=True, max_token_len_per_gpu=12)
         norm = metrics["grad_norm"]
         norms[mode] = float(norm[0] if isinstance(norm, list) else norm)
     assert "trinity" not in sys.modules

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from trinity_rec.objective.average import usual_average
 from trinity_rec.objective.rules import RULES, formula
 
 _AVERAGES = {
@@ -45,7 +46,8 @@ def gradient(policy_loss: Mapping[str, Any], advantage: Mapping[str, Any]) -> st
         push = f"({push} + {pull[1:]})" if pull.startswith("-") else f"({push} - {pull})"
     text = f"{push} grad log pi, {', '.join(defined)}"
     text += "".join(f", {said}" for name, said in _STATISTICS.items() if _mentions(text, name) and said not in text)
-    later = [_AVERAGES.get(policy_loss.get("loss_agg_mode") or _usual(policy_loss)), *_remarks(advantage)]
+    average = policy_loss.get("loss_agg_mode") or usual_average(policy_loss.get("clip_mode"))
+    later = [_AVERAGES.get(average), *_remarks(advantage)]
     return "; ".join(filter(None, (text, *later)))
 
 
@@ -69,10 +71,6 @@ def _remarks(advantage: Mapping[str, Any]) -> list[str]:
     if advantage.get("reweight"):
         remarks.append(f"T solves sum A exp(A / T) = 0, T >= {advantage.get('reweight_floor', 0.8):g}")
     return remarks
-
-
-def _usual(policy_loss: Mapping[str, Any]) -> str:
-    return "seq-mean-token-mean" if policy_loss.get("clip_mode") == "gspo-one-side" else "token-mean"
 
 
 def _fits_in_place(weight: str) -> bool:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.lone_worker import lone_worker_config, lone_worker_environment
+from tests.lone_worker import lone_worker_config, lone_worker_environment, update
 from tests.tiny_model import make_tiny_model
 from trinity_rec.objective import Objective
 from trinity_rec.presets import PRESETS
@@ -71,7 +71,6 @@ def worker(model_dir):
         from trinity.trainer.verl.config import build_verl_config
         from trinity.trainer.verl.monkey_patch import left_right_2_no_padding
         from trinity.trainer.verl.workers import TrinityActorRolloutRefWorker
-        from verl.utils import tensordict_utils
 
         size = len(PROMPT_LENGTHS)
         _, rollouts = model_and_batch(model_dir)
@@ -87,20 +86,7 @@ def worker(model_dir):
         def train(max_tokens: int, left_out: tuple[int, ...] = (), columns: dict | None = None, **algorithm) -> dict:
             actor.set_trinity_config(config_of(**algorithm).algorithm, "vllm", "tests")
             data = left_right_2_no_padding(TensorDict(masked(rollouts, left_out) | (columns or {}), batch_size=size))
-            tensordict_utils.assign_non_tensor(
-                data,
-                calculate_entropy=False,
-                global_batch_size=size,
-                mini_batch_size=size,
-                epochs=1,
-                seed=1,
-                dataloader_kwargs={"shuffle": False},
-                temperature=1.0,
-                compute_loss=True,
-                use_dynamic_bsz=True,
-                max_token_len_per_gpu=max_tokens,
-            )
-            return tensordict_utils.get(actor.update_actor(data), "metrics")
+            return update(actor, data, size, use_dynamic_bsz=True, max_token_len_per_gpu=max_tokens)
 
         yield train
         torch.distributed.destroy_process_group()

@@ -52,3 +52,8 @@ LOSS_AGG_MODES: "dict[str, Callable[..., Tensor | float] | None]" = {
     "seq-mean-token-mean": seq_mean_token_mean,
     "seq-mean-token-sum-norm": seq_mean_token_sum_norm,
 }
+
+
+def usual_average(clip_mode: object) -> str:
+    """The average of an objective that names none: GSPO clips whole responses, so each counts the same there."""
+    return "seq-mean-token-mean" if clip_mode == "gspo-one-side" else "token-mean"

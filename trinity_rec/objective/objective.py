@@ -14,7 +14,7 @@ the loss writes it down while the inputs are in cache and hands it to autograd.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, create_model, model_validator
@@ -22,6 +22,7 @@ from pydantic.fields import FieldInfo
 
 from trinity_rec.declared import Declared, ReadUnder
 from trinity_rec.objective import rules
+from trinity_rec.objective.average import usual_average
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,7 +75,7 @@ class Objective(_Arguments, extra="allow"):  # type: ignore[call-arg]
     def __init__(self, **given: Any) -> None:
         modes = {kind: given.get(kind, type(self).model_fields[kind].default) for kind in rules.RULES}
         if modes["loss_agg_mode"] is None:
-            modes["loss_agg_mode"] = "seq-mean-token-mean" if modes["clip_mode"] == "gspo-one-side" else "token-mean"
+            modes["loss_agg_mode"] = usual_average(modes["clip_mode"])
         chosen = {kind: rules.rule_named(kind, name) for kind, name in modes.items()}
         own: dict[str, Any] = {}
         for kind, rule in chosen.items():
@@ -123,14 +124,14 @@ class Objective(_Arguments, extra="allow"):  # type: ignore[call-arg]
 
     @classmethod
     def is_read(cls, argument: str, args: Mapping[str, Any]) -> bool:
-        own = (rules.rule_named(kind, args[kind]) for kind in rules.OPEN if rules.is_own(kind, args.get(kind)))
+        own = rules.own_rules(args)
         return super().is_read(argument, args) or any(argument in rules.arguments_of(rule) for rule in own)
 
     @classmethod
     def own_arguments(cls, args: Mapping[str, Any]) -> list[str]:
         """The arguments of the user's own rules among `args` that no rule of this package has."""
-        own = (rules.rule_named(kind, args[kind]) for kind in rules.OPEN if rules.is_own(kind, args.get(kind)))
-        return [name for rule in own for name in rules.arguments_of(rule) if name not in cls.model_fields]
+        found = (name for rule in rules.own_rules(args) for name in rules.arguments_of(rule))
+        return [name for name in found if name not in cls.model_fields]
 
     def __call__(
         self,
@@ -164,10 +165,15 @@ class Objective(_Arguments, extra="allow"):  # type: ignore[call-arg]
             FloatingPointError: a token that counts has a logprob or an advantage that is not finite, or the loss
                 overflows; names the first such token, or response. No gradient is handed out.
         """
+        count = batch_num_tokens if self.loss_agg_mode == "token-mean" else global_batch_size
+        return self._evaluate(logprob, old_logprob, mask, advantages, sample_weight, count, dp_size)
+
+    @cached_property
+    def _evaluate(self) -> Callable[..., tuple[Tensor, dict[str, float]]]:
+        """`evaluate` with the rules; made by the first call, since it imports torch, and arguments are read without."""
         from trinity_rec.objective.evaluate import evaluate
 
-        count = batch_num_tokens if self.loss_agg_mode == "token-mean" else global_batch_size
-        return evaluate(self._parts, logprob, old_logprob, mask, advantages, sample_weight, count, dp_size)
+        return partial(evaluate, self._parts)
 
 
 @cache

@@ -78,6 +78,11 @@ def is_own(kind: str, name: Any) -> bool:
     )
 
 
+def own_rules(arguments: Mapping[str, Any]) -> list[Callable[..., Any] | None]:
+    """The user's own rules among those that the arguments of an objective name."""
+    return [rule_named(kind, arguments[kind]) for kind in OPEN if is_own(kind, arguments.get(kind))]
+
+
 def arguments_of(rule: Callable[..., Any] | None) -> dict[str, inspect.Parameter]:
     """The arguments of a rule by name; their annotations are types wherever these can be found."""
     if rule is None:
