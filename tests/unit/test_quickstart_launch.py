@@ -13,7 +13,14 @@ import pytest
 import ray
 
 from trinity_rec.session import LaunchError, Session, last_error, marked_processes, processes, trained_steps
-from trinity_rec.session.logs import UNREACHED_ACTOR, actor_failure, dead_actor, driver_failure, unreached_actor
+from trinity_rec.session.logs import (
+    UNREACHED_ACTOR,
+    actor_failure,
+    dead_actor,
+    dead_engine,
+    driver_failure,
+    unreached_actor,
+)
 from trinity_rec.session.processes import ending
 from trinity_rec.without_gpu import vllm_stand_in
 
@@ -172,6 +179,18 @@ def test_of_a_resumed_runs_logs_only_what_it_wrote_itself_counts(tmp_path):
     assert [step.number for step in trained_steps(tmp_path, earlier)] == [2]
     assert actor_failure(tmp_path, earlier) is None
     assert actor_failure(tmp_path) == "KeyError: 'old'"
+
+
+def test_an_engine_that_died_is_named_by_this_runs_log_alone(tmp_path):
+    log = tmp_path / "log" / "explorer_rollout_coordinator.log"
+    log.parent.mkdir()
+    assert dead_engine(tmp_path) is None
+    log.write_text(
+        "ERROR 11-28 11:27:12 [scheduler.py:165] vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an "
+        "issue. See stack trace (above) for the root cause.\n"
+    )
+    assert dead_engine(tmp_path) == "vLLM's engine died (killed, or an error of its own)"
+    assert dead_engine(tmp_path, {log: log.stat().st_size}) is None
 
 
 def test_a_part_that_dies_is_named(tmp_path):

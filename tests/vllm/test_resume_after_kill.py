@@ -52,6 +52,7 @@ def test_every_part_is_killed_once_and_the_run_ends_at_its_last_step(session, tm
                 seen.append(step.number)
         killer.join()
         print(f"{victim} killed: {failure.value}")
+        assert f"{victim} died" in str(failure.value).lower()
         assert seen == list(range(resumed_at + 1, resumed_at + 1 + len(seen)))
         resumed_at = last_checkpoint(job, remote=False)
     last = [step.number for step in session.run_trinity(path, folder, total_steps=STEPS, patience=PATIENCE)]

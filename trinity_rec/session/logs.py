@@ -93,6 +93,14 @@ def actor_failure(job_root: Path, earlier: Mapping[Path, int] | None = None) -> 
     return None
 
 
+def dead_engine(job_root: Path, earlier: Mapping[Path, int] | None = None) -> str | None:
+    """Whether vLLM's engine died: every rollout fails then, and Trinity waits for them. `earlier` as in `since`."""
+    for log in job_root.glob("**/log/explorer_rollout_coordinator.log"):
+        if "vllm.v1.engine.exceptions.EngineDeadError" in since(log, earlier):
+            return "vLLM's engine died (killed, or an error of its own)"
+    return None
+
+
 def driver_failure(text: str) -> str | None:
     """The error on which the driver gave its actors up, from its log; it waits for them to end then."""
     _, headline, error = text.rpartition("Explorer or Trainer failed:")

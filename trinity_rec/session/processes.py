@@ -36,6 +36,7 @@ from trinity_rec.session.logs import (
     TrainedStep,
     actor_failure,
     dead_actor,
+    dead_engine,
     driver_failure,
     last_error,
     trained_steps,
@@ -230,9 +231,10 @@ class Session:
         return None
 
     def failure(self, job_root: Path, earlier: Mapping[Path, int]) -> str | None:
-        """What made Trinity's trainer, explorer or driver give up; the processes may live on for long."""
+        """What made Trinity's trainer, explorer, engine or driver give up; the processes may live on for long."""
         driver = self.log("trinity")
-        return dead_actor(driver) or self.named(actor_failure(job_root, earlier) or driver_failure(driver))
+        lost = dead_actor(driver) or dead_engine(job_root, earlier)
+        return lost or self.named(actor_failure(job_root, earlier) or driver_failure(driver))
 
     def named(self, error: str | None) -> str | None:
         """The error; where it is Ray's that an actor cannot be reached, with the actor's name instead of its id."""
