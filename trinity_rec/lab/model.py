@@ -8,6 +8,8 @@ sequences whose past is a list of keys and values. A prompt is read once for all
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -15,6 +17,9 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from trinity_rec.lab.policy import Policy, Responses, Scores, entropy
+from trinity_rec.lab.tasks.problems import Vocabulary
 
 Past = list[tuple[Tensor, Tensor]]
 """Keys and values of each layer, [rows, heads, tokens, head width] each."""
@@ -55,7 +60,7 @@ class TinyLM(nn.Module):
             The hidden states of these tokens, [rows, n, hidden], and the past with them.
         """
         seen = past[0][0].shape[2] if past else 0
-        rotation = rotary(self.architecture, seen, tokens.shape[1])
+        rotation = tuple(part.to(tokens.device) for part in rotary(self.architecture, seen, tokens.shape[1]))
         hidden, present = self.embed_tokens(tokens), []
         for number, layer in enumerate(self.layers):
             hidden, keys_and_values = layer(hidden, rotation, past[number] if past else None)
@@ -195,7 +200,7 @@ class Attention(nn.Module):
         if past is not None:
             keys, values = torch.cat([past[0], keys], 2), torch.cat([past[1], values], 2)
         seen = keys.shape[2] - new
-        visible = torch.ones(new, seen + new, dtype=torch.bool).tril(seen) if new > 1 else None
+        visible = torch.ones(new, seen + new, dtype=torch.bool, device=hidden.device).tril(seen) if new > 1 else None
         attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=visible)
         return self.o_proj(attended.transpose(1, 2).reshape(rows, new, width)), (keys, values)
 
@@ -242,41 +247,26 @@ def for_each_sample(past: Past, samples: int) -> Past:
     return [(keys.repeat_interleave(samples, 0), values.repeat_interleave(samples, 0)) for keys, values in past]
 
 
-@dataclass(frozen=True)
-class Responses:
-    """Sampled responses, [problems * samples, response] each; the samples of a prompt lie side by side.
-
-    Attributes:
-        tokens: ids; whatever follows a response's end is the end token again.
-        logprob: of each token, under the policy that drew it.
-        mask: bool; true up to and with the end token.
-    """
-
-    tokens: Tensor
-    logprob: Tensor
-    mask: Tensor
-
-
 @torch.no_grad()
 def sample(
     model: TinyLM, prompts: Tensor, samples: int, length: int, end: int, generator: torch.Generator | None
 ) -> Responses:
     """Draw `samples` responses to each of `prompts` [problems, prompt], of at most `length` tokens, at temperature 1.
 
-    Without a generator the most likely token is taken instead of a random one.
+    Without a generator the most likely token is taken instead of a random one. The generator is the CPU's.
     """
     read, past = model(prompts)
     hidden = read[:, -1].repeat_interleave(samples, 0)
     past = for_each_sample(past, samples)
-    tokens, logprobs, running = [], [], [torch.ones(len(hidden), dtype=torch.bool)]
+    tokens, logprobs, running = [], [], [torch.ones(len(hidden), dtype=torch.bool, device=hidden.device)]
     for position in range(length):
         logprob = model.logits(hidden).log_softmax(-1)
         if generator is None:
             token = logprob.argmax(-1)
         else:
             # Gumbel's trick: the largest of logprob + noise is a draw from the distribution.
-            noise = torch.empty_like(logprob).exponential_(generator=generator).log_()
-            token = (logprob - noise).argmax(-1)
+            noise = torch.empty(logprob.shape).exponential_(generator=generator).log_()
+            token = (logprob - noise.to(logprob.device)).argmax(-1)
         token = token.where(running[-1], end)
         tokens.append(token)
         logprobs.append(logprob.gather(-1, token[:, None])[:, 0])
@@ -285,4 +275,41 @@ def sample(
             break
         new, past = model(token[:, None], past)
         hidden = new[:, -1]
-    return Responses(torch.stack(tokens, 1), torch.stack(logprobs, 1), torch.stack(running[:-1], 1))
+    return Responses(*(torch.stack(columns, 1).cpu() for columns in (tokens, logprobs, running[:-1])))
+
+
+class TinyPolicy(Policy):
+    """A `TinyLM` with the vocabulary of its task."""
+
+    def __init__(self, model: TinyLM, vocabulary: Vocabulary, device: str = "cpu") -> None:
+        self.model, self.vocabulary, self.device = model.to(device), vocabulary, torch.device(device)
+
+    def frozen(self) -> TinyPolicy:
+        return TinyPolicy(deepcopy(self.model), self.vocabulary, str(self.device))
+
+    def weights(self) -> dict[str, Tensor]:
+        return {name: weight.detach().clone() for name, weight in self.model.state_dict().items()}
+
+    def take(self, weights: dict[str, Tensor]) -> None:
+        self.model.load_state_dict(weights)
+
+    def prompts(self, questions: Sequence[str]) -> list[Tensor]:
+        return list(self.vocabulary.prompts(list(questions)))
+
+    def length(self, text: str) -> int:
+        return len(self.vocabulary.encode(text))
+
+    def texts(self, responses: Responses) -> list[str]:
+        return [self.vocabulary.decode(row) for row in responses.tokens.tolist()]
+
+    def sample(
+        self, prompts: Sequence[Tensor], samples: int, length: int, generator: torch.Generator | None
+    ) -> Responses:
+        asked = torch.stack(list(prompts)).to(self.device)
+        return sample(self.model, asked, samples, length, self.vocabulary.end, generator)
+
+    def score(self, prompts: Sequence[Tensor], responses: Responses) -> Scores:
+        asked, said = torch.stack(list(prompts)).to(self.device), responses.tokens.to(self.device)
+        logprobs = self.model.response_logits(asked, said).log_softmax(-1)
+        logprob = logprobs.gather(-1, said[..., None])[..., 0]
+        return Scores(logprob.cpu(), entropy(logprobs.detach(), responses.mask.to(self.device)))

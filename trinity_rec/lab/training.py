@@ -11,14 +11,13 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import dataclass
 from statistics import mean
 
 import torch
-from torch import Tensor
 
-from trinity_rec.lab.model import TinyLM, sample
+from trinity_rec.lab.model import TinyLM, TinyPolicy
+from trinity_rec.lab.policy import Policy
 from trinity_rec.lab.tasks import TASKS, Task
 from trinity_rec.lab.warm_up import ASSETS
 from trinity_rec.objective import Objective
@@ -80,33 +79,32 @@ def train(experiment: Experiment, report: Callable[[int], None] = lambda step: N
         One row of `COLUMNS` before training and after every `evaluate_every` steps.
     """
     task, setting, variant = TASKS[experiment.task], experiment.setting, experiment.variant
-    initial = TinyLM.load(ASSETS / task.name)
-    model, explorer = deepcopy(initial), deepcopy(initial)
+    policy = policy_of(experiment)
+    initial, explorer = policy.frozen(), policy.frozen()
     objective, shaping = objective_of(variant), shaping_of(variant)
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=experiment.rate * variant.rate_factor, weight_decay=0.0, fused=True
+        policy.model.parameters(), lr=experiment.rate * variant.rate_factor, weight_decay=0.0, fused=True
     )
     choose = random.Random(f"problems {experiment.seed}")
     drawing, lots = (torch.Generator().manual_seed(10 * experiment.seed + stream) for stream in (1, 2))
-    prompts = task.vocabulary.prompts([problem.question for problem in task.train])
+    prompts = policy.prompts([problem.question for problem in task.train])
     group = torch.arange(experiment.problems).repeat_interleave(experiment.samples)
 
-    versions = deque([weights_of(model)], maxlen=setting.sync_offset + 1)  # the newest is the last
+    versions = deque([policy.weights()], maxlen=setting.sync_offset + 1)  # the newest is the last
     explorer_version = 0
-    rows = [{"step": 0, **evaluate(model, initial, task, experiment.seed)}]
+    rows = [{"step": 0, **evaluate(policy, initial, task, experiment.seed)}]
     recent: list[Row] = []
     for step in range(experiment.steps):
         # The explorer, with the weights that the setting gives it.
         version = setting.rollout_version(step)
         if version != explorer_version:
-            explorer.load_state_dict(versions[version - step - 1])
+            explorer.take(versions[version - step - 1])
             explorer_version = version
         chosen = choose.sample(range(len(task.train)), experiment.problems)
-        rollouts = sample(
-            explorer, prompts[chosen], experiment.samples, task.response_length, task.vocabulary.end, drawing
-        )
+        asked = [prompts[number] for number in chosen]
+        rollouts = explorer.sample(asked, experiment.samples, task.response_length, drawing)
         rewards = torch.tensor(
-            task.rewards([task.train[number] for number in chosen], rollouts.tokens), dtype=torch.float64
+            task.rewards([task.train[number] for number in chosen], explorer.texts(rollouts)), dtype=torch.float64
         )
 
         # The trainer.
@@ -116,59 +114,53 @@ def train(experiment: Experiment, report: Callable[[int], None] = lambda step: N
             tokens=lambda mask=rollouts.mask: mask.sum(1),
             lottery=lambda: torch.rand(len(group), generator=lots),
         )
-        logprobs = model.response_logits(prompts[chosen], rollouts.tokens).log_softmax(-1)
+        scores = policy.score(asked, rollouts)
         mask = rollouts.mask & shaped.in_loss[:, None]
         loss, metrics = objective(
-            logprobs.gather(-1, rollouts.tokens[..., None])[..., 0],
+            scores.logprob,
             rollouts.logprob,
             mask,
             shaped.advantages.float()[:, None].expand(mask.shape),
         )
         optimizer.zero_grad()
         loss.backward()
-        gradient_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_NORM)
+        gradient_norm = torch.nn.utils.clip_grad_norm_(policy.model.parameters(), GRADIENT_NORM)
         optimizer.step()
         if setting.sync_interval is not None:
-            versions.append(weights_of(model))
+            versions.append(policy.weights())
 
         recent.append(
             {
                 "rollout_reward": rewards.mean().item(),
                 "kl_rollout": metrics["kl_k3"],
                 "clip_fraction": metrics["pg_clipfrac"],
-                "entropy": entropy(logprobs.detach(), rollouts.mask),
+                "entropy": scores.entropy,
                 "gradient_norm": gradient_norm.item(),
                 "effective_sample_size": metrics["effective_sample_size"],
             }
         )
         if (step + 1) % experiment.evaluate_every == 0:
             means = {name: sum(row[name] for row in recent) / len(recent) for name in recent[0]}
-            rows.append({"step": step + 1, **means, **evaluate(model, initial, task, experiment.seed)})
+            rows.append({"step": step + 1, **means, **evaluate(policy, initial, task, experiment.seed)})
             recent = []
         report(step + 1)
     return [{name: row.get(name, float("nan")) for name in COLUMNS} for row in rows]
 
 
-def weights_of(model: TinyLM) -> dict[str, Tensor]:
-    """A copy that further training leaves as it is."""
-    return {name: weight.detach().clone() for name, weight in model.state_dict().items()}
+def policy_of(experiment: Experiment) -> Policy:
+    """The model as it is before training."""
+    task = TASKS[experiment.task]
+    return TinyPolicy(TinyLM.load(ASSETS / task.name), task.vocabulary)
 
 
 @torch.no_grad()
-def evaluate(model: TinyLM, initial: TinyLM, task: Task, seed: int) -> Row:
+def evaluate(policy: Policy, initial: Policy, task: Task, seed: int) -> Row:
     """Reward, distance from the initial policy and response length on the held-out problems, at temperature 1."""
-    prompts = task.vocabulary.prompts([problem.question for problem in task.held_out])
-    generator = torch.Generator().manual_seed(10 * seed + 3)
-    said = sample(model, prompts, 1, task.response_length, task.vocabulary.end, generator)
-    initial_logprobs = initial.response_logits(prompts, said.tokens).log_softmax(-1)
-    initial_logprob = initial_logprobs.gather(-1, said.tokens[..., None])[..., 0]
+    prompts = policy.prompts([problem.question for problem in task.held_out])
+    said = policy.sample(prompts, 1, task.response_length, torch.Generator().manual_seed(10 * seed + 3))
+    initial_logprob = initial.score(prompts, said).logprob
     return {
-        "reward": mean(task.rewards(task.held_out, said.tokens)),
+        "reward": mean(task.rewards(task.held_out, policy.texts(said))),
         "kl_initial": (said.logprob - initial_logprob)[said.mask].mean().item(),
         "response_length": said.mask.sum(1).float().mean().item(),
     }
-
-
-def entropy(logprobs: Tensor, mask: Tensor) -> float:
-    """Of the policy, in nats, mean over the tokens of `mask`; `logprobs` is [rows, response, vocabulary]."""
-    return -(logprobs.exp() * logprobs).sum(-1)[mask].mean().item()

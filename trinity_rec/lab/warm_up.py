@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from trinity_rec.lab.model import Architecture, TinyLM, sample
-from trinity_rec.lab.tasks import TASKS, Problem, Task
+from trinity_rec.lab.model import Architecture, TinyLM, TinyPolicy
+from trinity_rec.lab.tasks import TASKS, Problem, TaughtTask
 
 ASSETS = Path(__file__).parent / "assets"
 
@@ -36,7 +36,7 @@ class Card:
     sampled_reward: float
 
 
-def warm_up(task: Task, steps: int = 3000, batch: int = 256, lr: float = 3e-3, seed: int = 0) -> TinyLM:
+def warm_up(task: TaughtTask, steps: int = 3000, batch: int = 256, lr: float = 3e-3, seed: int = 0) -> TinyLM:
     """Cross-entropy on the answers alone, at a rate that falls to 0 as a cosine.
 
     The first half hears right answers only; then the share of those who err, each time afresh, grows to all of them:
@@ -69,16 +69,16 @@ def warm_up(task: Task, steps: int = 3000, batch: int = 256, lr: float = 3e-3, s
     return model
 
 
-def reward(model: TinyLM, task: Task, problems: list[Problem], samples: int, seed: int | None) -> float:
+def reward(model: TinyLM, task: TaughtTask, problems: list[Problem], samples: int, seed: int | None) -> float:
     """The mean reward of `samples` responses to each problem; of the likeliest response where there is no seed."""
     generator = None if seed is None else torch.Generator().manual_seed(seed)
-    prompts = task.vocabulary.prompts([problem.question for problem in problems])
-    said = sample(model, prompts, samples, task.response_length, task.vocabulary.end, generator)
-    rewards = task.rewards(problems, said.tokens)
+    policy = TinyPolicy(model, task.vocabulary)
+    prompts = policy.prompts([problem.question for problem in problems])
+    rewards = task.rewards(problems, policy.texts(policy.sample(prompts, samples, task.response_length, generator)))
     return sum(rewards) / len(rewards)
 
 
-def make(task: Task, directory: Path, steps: int) -> Card:
+def make(task: TaughtTask, directory: Path, steps: int) -> Card:
     """Warm a model up and write it, with its card, to `directory`."""
     model = warm_up(task, steps)
     model.save_pretrained(directory, task.vocabulary.end, task.vocabulary.pad)

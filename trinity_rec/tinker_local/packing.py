@@ -79,6 +79,19 @@ def rows_of(sequences: list[Tensor], prompts: list[int]) -> list[Row]:
     return rows
 
 
+def passes(rows: list[Row], limit: int) -> list[list[Row]]:
+    """Rows of like length together, so that little of a pass is padding, of `limit` padded tokens at most where more
+    than one row is in it; shared rows apart, as they need a mask.
+    """
+    groups: list[list[Row]] = []
+    for row in sorted(rows, key=lambda row: (row.shared > 0, row.length)):
+        last = groups[-1] if groups else []
+        if not last or (last[0].shared > 0) != (row.shared > 0) or (len(last) + 1) * row.length > limit:
+            groups.append([])
+        groups[-1].append(row)
+    return groups
+
+
 def lay_out(sequences: list[Tensor], rows: list[Row]) -> Layout:
     """Token ids, and where something is shared positions and mask, of a pass over `rows`."""
     width = max(row.length for row in rows)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from trinity_rec.tinker_local.errors import RequestError
 from trinity_rec.tinker_local.logprobs import hidden_states, pad, token_logprobs
 from trinity_rec.tinker_local.model import set_weights, weights_of
-from trinity_rec.tinker_local.packing import Row, lay_out, rows_of
+from trinity_rec.tinker_local.packing import Row, lay_out, passes, rows_of
 from trinity_rec.tinker_local.stats import Stats
 
 # Padded tokens in one forward pass: on a CPU what its caches hold (1,000 to 4,000 are equally fast, 8,000 is slower;
@@ -176,18 +176,9 @@ class TrainingRun:
         self._kept.clear()
 
     def _micro_batches(self, batch: list[Datum]) -> list[list[Row]]:
-        """Rows of like length together, so that little of a pass is padding; shared ones apart, as they need a mask."""
-        limit = MICRO_BATCH_TOKENS.get(self.device.type, MICRO_BATCH_TOKENS_ELSEWHERE)
         prompts = [_prompt_length(datum.weights) for datum in batch]
-        groups: list[list[Row]] = []
-        for row in sorted(
-            rows_of([datum.tokens for datum in batch], prompts), key=lambda row: (row.shared > 0, row.length)
-        ):
-            last = groups[-1] if groups else []
-            if not last or (last[0].shared > 0) != (row.shared > 0) or (len(last) + 1) * row.length > limit:
-                groups.append([])
-            groups[-1].append(row)
-        return groups
+        limit = MICRO_BATCH_TOKENS.get(self.device.type, MICRO_BATCH_TOKENS_ELSEWHERE)
+        return passes(rows_of([datum.tokens for datum in batch], prompts), limit)
 
     def _backward(self, batch: list[Datum], passes: list[MicroBatch]) -> float:
         """Differentiate, by a kept graph or a new pass; leaves passes without graphs and returns the loss."""

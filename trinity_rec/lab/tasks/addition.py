@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import random
 
-from trinity_rec.lab.tasks.problems import Problem, Task
+from trinity_rec.lab.tasks.problems import Problem, TaughtTask
 
 
-class Addition(Task):
+class Addition(TaughtTask):
     """47+38= → 85"""
 
     name, title, response_length = "addition", "two-digit addition", 4

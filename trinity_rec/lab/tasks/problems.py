@@ -67,20 +67,37 @@ class Vocabulary:
 class Task(ABC):
     """A family of problems.
 
-    A task also knows how people get it wrong (`mistaken`): the warm-up hears both, so that the model knows the right
-    answer and yet seldom says it.
-
     Attributes:
         name: what users type.
         title: what figures say.
         response_length: tokens of a response at most, the end token included.
         rate: the learning rate, by the rule of `trinity_rec.lab.rates`.
+        train, held_out: the problems of reinforcement learning and of the evaluations; no problem is in both.
     """
 
     name: str
     title: str
     response_length: int
     rate: float
+    train: Sequence[Problem]
+    held_out: Sequence[Problem]
+
+    @abstractmethod
+    def reward(self, problem: Problem, response: str) -> float:
+        """Between 0 and 1; 1 is a right answer."""
+
+    def rewards(self, problems: Sequence[Problem], said: Sequence[str]) -> list[float]:
+        """The reward of each response; the samples of a problem lie together."""
+        samples = len(said) // len(problems)
+        return [self.reward(problems[row // samples], text) for row, text in enumerate(said)]
+
+
+class TaughtTask(Task):
+    """A task of the lab's own models.
+
+    It also knows how people get it wrong (`mistaken`): the warm-up hears both, so that the model knows the right
+    answer and yet seldom says it.
+    """
 
     @abstractmethod
     def all_problems(self) -> list[Problem]:
@@ -91,14 +108,7 @@ class Task(ABC):
         """An answer as somebody gives it who errs at times: right often enough to be the likeliest."""
 
     def reward(self, problem: Problem, response: str) -> float:
-        """Between 0 and 1; 1 is a right answer."""
         return float(response == problem.answer)
-
-    def rewards(self, problems: Sequence[Problem], said: Tensor) -> list[float]:
-        """The reward of each response in `said` [problems * samples, response], token ids; a problem's lie together."""
-        samples = len(said) // len(problems)
-        texts = map(self.vocabulary.decode, said.tolist())
-        return [self.reward(problems[row // samples], text) for row, text in enumerate(texts)]
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -111,12 +121,12 @@ class Task(ABC):
         random.Random(0).shuffle(problems)
         return problems
 
-    @property
+    @cached_property
     def held_out(self) -> list[Problem]:
         """For evaluation; neither warm-up nor training sees them."""
         return self._shuffled[:HELD_OUT]
 
-    @property
+    @cached_property
     def train(self) -> list[Problem]:
         """For reinforcement learning; a part of the warm-up's, as an LLM has usually seen problems of the kind."""
         return self._shuffled[HELD_OUT : HELD_OUT + TRAINED_ON]

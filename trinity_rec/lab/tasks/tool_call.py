@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 import re
 
-from trinity_rec.lab.tasks.problems import Problem, Task
+from trinity_rec.lab.tasks.problems import Problem, TaughtTask
 
 
-class ToolCall(Task):
+class ToolCall(TaughtTask):
     """weather in rome for 3 days → get_weather(city=rome,days=3)
 
     0.2 for a call that parses, 0.2 more for the right function, 0.3 for each right argument.

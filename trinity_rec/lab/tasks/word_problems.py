@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import random
 
-from trinity_rec.lab.tasks.problems import Problem, Task
+from trinity_rec.lab.tasks.problems import Problem, TaughtTask
 
 
-class WordProblems(Task):
+class WordProblems(TaughtTask):
     """ann has 3 bags of 4 pens, finds 5, loses 2 → 12,17,15#15"""
 
     name, title, response_length = "word_problems", "three-step word problems", 13
