@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from trinity_rec.lab import training
+from trinity_rec.lab.model import TinyPolicy
 from trinity_rec.lab.training import COLUMNS, Experiment, objective_of, shaping_of, train
 from trinity_rec.presets import PRESETS
 from trinity_rec.variants import SETTINGS, VARIANTS, Setting
@@ -56,25 +57,27 @@ def test_rollouts_come_from_the_weights_that_the_setting_says(setting, versions,
     assert [setting.rollout_version(step) for step in range(6)] == versions
     trained, rolled_out = [], []
 
-    def sample(model, prompts, samples, *rest):
-        if samples == SHORT.samples:  # a rollout, not an evaluation
-            rolled_out.append(fingerprint(model.state_dict()))
-        return original_sample(model, prompts, samples, *rest)
+    class Watched(TinyPolicy):
+        def sample(self, prompts, samples, *rest):
+            if samples == SHORT.samples:  # a rollout, not an evaluation
+                rolled_out.append(fingerprint(self))
+            return super().sample(prompts, samples, *rest)
 
-    def weights_of(model):
-        trained.append(fingerprint(model.state_dict()))
-        return original_weights_of(model)
+        def weights(self):
+            trained.append(fingerprint(self))
+            return super().weights()
 
-    original_sample, original_weights_of = training.sample, training.weights_of
-    monkeypatch.setattr(training, "sample", sample)
-    monkeypatch.setattr(training, "weights_of", weights_of)
+        def frozen(self):
+            return Watched(super().frozen().model, self.vocabulary)
+
+    monkeypatch.setattr(training, "TinyPolicy", Watched)
     train(replace(SHORT, setting=setting))
     assert rolled_out == [trained[version] for version in versions]
     assert len(set(rolled_out)) == len(set(versions))
 
 
-def fingerprint(weights):
-    return sum(weight.double().sum().item() for weight in weights.values())
+def fingerprint(policy):
+    return sum(weight.double().sum().item() for weight in policy.model.state_dict().values())
 
 
 def test_on_policy_the_ratio_is_one_and_nothing_is_clipped():

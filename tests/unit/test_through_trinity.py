@@ -49,11 +49,11 @@ def test_the_problems_come_in_the_order_in_which_the_lab_draws_them(tmp_path, mo
     seen = []
 
     def spy(policy, prompts, *arguments):
-        seen.extend(TASK.vocabulary.decode(row) for row in prompts.tolist())
+        seen.extend(TASK.vocabulary.decode(row) for row in torch.stack(prompts).tolist())
         return sample(policy, prompts, *arguments)
 
-    sample = training.sample
-    monkeypatch.setattr(training, "sample", spy)
+    sample = training.TinyPolicy.sample
+    monkeypatch.setattr(training.TinyPolicy, "sample", spy)
     monkeypatch.setattr(training, "evaluate", lambda *_: {})  # it samples too, other problems
     training.train(through_trinity.experiment("rec_grpo", seed=3, steps=4))
     through_trinity.write_problems(tmp_path / "tasks" / "train.jsonl", seed=3, steps=4)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -19,7 +20,18 @@ _CLAIM = typer.Argument(metavar="CLAIM", help="C1 to C8; all of them by default.
 def command(
     claims: Annotated[list[str] | None, _CLAIM] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A reduced grid, minutes instead of hours.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Where results go; runs/reproduce or runs/reproduce-quick.")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="A Hugging Face directory, to measure the claims on that model instead.")
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="With --model: what it is trained on; --tasks says what suits.")
+    ] = None,
+    tasks: Annotated[bool, typer.Option("--tasks", help="With --model: measure which tasks suit it instead.")] = False,
+    device: Annotated[str, typer.Option(help="With --model: torch's name of what it is trained on.")] = "cpu",
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Where results go; runs/reproduce, runs/reproduce-quick or runs/reproduce-TASK by default."),
+    ] = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes, one thread each; one a core by default.")
     ] = None,
@@ -28,15 +40,21 @@ def command(
     ] = False,
     rates: Annotated[bool, typer.Option("--rates", help="Measure the tasks' learning rates instead.")] = False,
 ) -> None:
-    """Measure the paper's claims on small models: curves, a figure a claim, effects with intervals, verdicts.
+    """Measure the paper's claims: curves, a figure a claim, effects with intervals, verdicts.
 
-    Runs that OUT holds already are not repeated, so an interrupted call goes on where it stopped.
+    On small models made for it, or with --model on a language model of yours. Runs that OUT holds already are not
+    repeated, so an interrupted call goes on where it stopped.
     """
     reproduce = needs_extra("lab", "trinity_rec.lab.reproduce")
 
     names = sorted({name.upper() for name in claims or reproduce.ALL_CLAIMS})
     if unknown := [name for name in names if name not in reproduce.ALL_CLAIMS]:
         raise UsageError(f"no claim {unknown[0]!r}; known: {', '.join(reproduce.ALL_CLAIMS)}")
+    if model is not None:
+        _on_model(names, model, task, tasks, device, out, workers)
+        return
+    if task is not None or tasks or device != "cpu":
+        raise UsageError("--task, --tasks and --device want a --model")
     scale = reproduce.QUICK if quick else reproduce.FULL
     out = out or Path("runs") / ("reproduce-quick" if quick else "reproduce")
     workers = workers or os.cpu_count() or 1
@@ -44,6 +62,25 @@ def command(
         print_table(_table_of_rates(reproduce.measure_rates(scale, out, workers, stderr())))
         return
     judged = reproduce.reproduce(names, scale, out, workers, stderr(), trinity)
+    _print(judged, out)
+
+
+def _on_model(
+    names: list[str], model: Path, task: str | None, tasks: bool, device: str, out: Path | None, workers: int | None
+) -> None:
+    on_model = needs_extra("local", "trinity_rec.lab.on_model")
+    if tasks:
+        print_table(_table_of_tasks(on_model.measure_suitability(model, device)))
+        return
+    if task not in on_model.REAL_TASKS:
+        known = ", ".join(on_model.REAL_TASKS)
+        raise UsageError(f"--task {task}: unknown, known are {known}" if task else f"--model wants a --task: {known}")
+    out = out or Path("runs", f"reproduce-{task}")
+    grid = on_model.Grid.of(task, model, device, out)
+    _print(on_model.reproduce_on_model(names, grid, out, workers, stderr()), out)
+
+
+def _print(judged: list[dict[str, Any]], out: Path) -> None:
     table = Table()
     for column in ("claim", "verdict", "effect", "95 % interval", "decided by"):
         table.add_column(column)
@@ -61,6 +98,20 @@ def command(
     stdout().print(
         f"In {out}: report.md, claims.json, rewards.csv, a figure a claim (C1.png …), every run's curve in curves/"
     )
+
+
+def _table_of_tasks(measured: Sequence[Any]) -> Table:
+    from trinity_rec.lab.suitability import chosen
+
+    kinds = {name: kind for kind, name in chosen(measured).items()}
+    table = Table()
+    for column in ("task", "sampled", "greedy", "groups with spread", "tokens of an answer", ""):
+        table.add_column(column)
+    for each in measured:
+        numbers = (f"{each.sampled:.2f}", f"{each.greedy:.2f}", f"{each.spread:.0%}", str(each.tokens))
+        said = f"chosen, the {kinds[each.task]} one" if each.task in kinds else "suits" if each.suits else ""
+        table.add_row(each.task, *numbers, said)
+    return table
 
 
 def _table_of_rates(gains: dict[str, dict[float, float]]) -> Table:

@@ -7,6 +7,8 @@ gradient, every arm weighted by its probability under the behaviour policy; `sam
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -27,10 +29,14 @@ BANDIT_VARIANTS = {
 }
 
 
-def curve(name: str, seed: int | None) -> list[Row]:
-    """The mass on each arm by step, of a sampled run or, without a seed, of the expected gradient."""
+def curve(name: str, seed: int | None, report: Callable[[int], None] = lambda step: None) -> list[Row]:
+    """The mass on each arm by step, of a sampled run or, without a seed, of the expected gradient.
+
+    `report` hears of the last step.
+    """
     variant = BANDIT_VARIANTS[name]
     path = exact(variant) if seed is None else sampled(variant, seed)
+    report(STEPS)
     return [
         {"step": step, **{f"arm_{arm + 1}": mass for arm, mass in enumerate(path[step].tolist())}}
         for step in range(0, len(path), ROW_EVERY)

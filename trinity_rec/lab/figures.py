@@ -9,7 +9,7 @@ import numpy as np
 
 from trinity_rec.lab.bandit import BANDIT_VARIANTS, REWARDS
 from trinity_rec.lab.claims import Claim, Curves
-from trinity_rec.lab.tasks import TASKS
+from trinity_rec.lab.real_tasks import task_named
 from trinity_rec.plot.draw import INK, Curve, draw_curves, figure_grid, save, shared_legend
 from trinity_rec.variants import SETTINGS, VARIANTS
 
@@ -18,7 +18,7 @@ DETAILS = {"kl_initial": "KL from the start", "clip_fraction": "clip fraction"}
 
 def draw_claim(claim: Claim, said: str, tasks: Sequence[str], curves: Curves, path: Path) -> Path:
     """Reward on each task, then KL and clip fraction on the first one, by setting; `said` is the verdict."""
-    rows = [(task, "reward", TASKS[task].title) for task in tasks]
+    rows = [(task, "reward", task_named(task).title) for task in tasks]
     rows += [(tasks[0], column, label) for column, label in DETAILS.items()]
     figure, grid = figure_grid(len(rows), len(claim.settings))
     for across, setting in enumerate(claim.settings):

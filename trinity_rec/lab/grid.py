@@ -10,11 +10,13 @@ import csv
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,61 +28,98 @@ from trinity_rec.lab.training import Row
 
 @dataclass(frozen=True)
 class Job:
-    """A run: what gives its rows (a picklable callable), and the file that they go to."""
+    """A run.
 
-    work: Callable[[], Sequence[Row]]
+    Attributes:
+        work: gives its rows; a picklable callable, which is told whom to report the number of each step done to.
+        path: the file that they go to.
+        steps: how many there are.
+    """
+
+    work: Callable[[Callable[[int], None]], Sequence[Row]]
     path: Path
+    steps: int
 
 
-def run_grid(jobs: Sequence[Job], workers: int, console: Console, what: str) -> None:
-    """Run the jobs whose file is not there, in `workers` processes of one thread each; shows the time left."""
+def run_grid(
+    jobs: Sequence[Job], workers: int, console: Console, what: str, each: Callable[[], None] = lambda: None
+) -> None:
+    """Run the jobs whose file is not there, in order, in `workers` processes of one thread each; shows the time left.
+
+    `each` is called whenever another file is there.
+    """
     missing = [job for job in jobs if not job.path.exists()]
     if done := len(jobs) - len(missing):
         console.print(f"{what}: {done} of {len(jobs)} runs are there already")
     if missing:
-        with _pool_at_work(missing, workers) as finished:
-            show(finished, len(missing), console, what)
+        with _pool_at_work(missing, workers) as (runs, steps_done):
+            show(runs, steps_done, sum(job.steps for job in missing), console, what, each)
 
 
 @contextmanager
-def _pool_at_work(jobs: Sequence[Job], workers: int) -> Iterator[Iterator[None]]:
-    """Gives an iterator that waits for one run after the other; leaving the block cancels those that have not begun."""
+def _pool_at_work(jobs: Sequence[Job], workers: int) -> Iterator[tuple[list[Future[None]], Callable[[], int]]]:
+    """Gives the runs, and how many steps they have made; leaving the block cancels those that have not begun."""
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread)
+    steps = context.Array("l", len(jobs), lock=False)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(steps,))
     try:
-        futures = [pool.submit(_run, job) for job in jobs]
-        yield (future.result() for future in as_completed(futures))
+        yield [pool.submit(_run, number, job) for number, job in enumerate(jobs)], lambda: sum(steps)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _one_thread() -> None:
+def _begin(steps: Any) -> None:
+    """In a new process; `steps` is where the parent reads how far each run is."""
+    global _steps
+    _steps = steps
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which lets the runs at work finish
     torch.set_num_threads(1)
 
 
-def _run(job: Job) -> None:
-    write_rows(job.work(), job.path)
+def _run(number: int, job: Job) -> None:
+    def report(step: int) -> None:
+        _steps[number] = step
+
+    write_rows(job.work(report), job.path)
 
 
-def show(finished: Iterable[None], total: int, console: Console, what: str) -> None:
-    """Wait for all of `finished` with a bar and the time left; where there is no terminal, a line for each tenth."""
+def show(
+    runs: Sequence[Future[None]],
+    steps_done: Callable[[], int],
+    total: int,
+    console: Console,
+    what: str,
+    each: Callable[[], None] = lambda: None,
+) -> None:
+    """Wait for all runs with a bar of their steps and the time left; where there is no terminal, a line at each tenth,
+    and at the end of a run if the last one is more than a minute ago.
+    """
     columns = (
         TextColumn("[bold]{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("runs,"),
+        TextColumn("steps,"),
         TimeElapsedColumn(),
         TextColumn("gone,"),
         TimeRemainingColumn(),
         TextColumn("left"),
     )
+    began = said = time.monotonic()
+    tenths, waiting = 0, set(runs)
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=total)
-        for number, _ in enumerate(finished, 1):
-            bar.update(task, completed=number)
-            if not console.is_terminal and (number % max(1, total // 10) == 0 or number == total):
-                console.print(f"{what}: {number} of {total} runs")
+        while waiting:
+            finished, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
+            for run in finished:
+                run.result()
+                each()
+            done, now = steps_done(), time.monotonic()
+            bar.update(task, completed=done)
+            if not console.is_terminal and (10 * done // total > tenths or (finished and now - said > 60)):
+                tenths, said = 10 * done // total, now
+                left = (now - began) / max(done, 1) * (total - done) / 60
+                runs_done = len(runs) - len(waiting)
+                console.print(f"{what}: {runs_done} of {len(runs)} runs, {done} of {total} steps, {left:.0f} min left")
 
 
 def write_rows(rows: Sequence[Row], path: Path) -> None:

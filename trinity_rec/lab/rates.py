@@ -7,12 +7,14 @@ A task's `rate` is what the rule gave;
 
     trinity-rec reproduce --rates
 
-measures it again.
+measures it again. For a real model, whose runs take minutes, the rule chooses before anything else is run, among
+`REAL_CANDIDATES`, from one seed and 20 steps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -26,16 +28,27 @@ from trinity_rec.variants import SETTINGS, VARIANTS
 CANDIDATES = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3)
 SEEDS = (100, 101, 102)
 ENOUGH = 0.9
+REAL_CANDIDATES, REAL_SEEDS = (1e-5, 2e-5, 5e-5), SEEDS[:1]
+REAL_LENGTH = {"steps": 20, "evaluate_every": 5}
 
 
-def jobs(task: str, steps: int, out: Path) -> dict[float, list[Job]]:
-    """Rate -> the runs that measure it."""
-    measured = {}
-    for rate in CANDIDATES:
-        runs = [Experiment(task, SETTINGS["on_policy"], VARIANTS["rec_grpo"], seed, rate, steps) for seed in SEEDS]
-        place = out / "rates" / task / f"{rate:g}"
-        measured[rate] = [Job(partial(train, run), place / f"seed_{run.seed}.csv") for run in runs]
-    return measured
+def jobs(
+    like: Experiment, out: Path, candidates: Sequence[float] = CANDIDATES, seeds: Sequence[int] = SEEDS
+) -> dict[float, list[Job]]:
+    """Rate -> the runs that measure it, GRPO on-policy and else `like`."""
+    like = replace(like, setting=SETTINGS["on_policy"], variant=VARIANTS["rec_grpo"])
+    place = out / "rates" / like.task
+    return {
+        rate: [
+            Job(
+                partial(train, replace(like, rate=rate, seed=seed)),
+                place / f"{rate:g}" / f"seed_{seed}.csv",
+                like.steps,
+            )
+            for seed in seeds
+        ]
+        for rate in candidates
+    }
 
 
 def gains(measured: Mapping[float, Sequence[Job]]) -> dict[float, float]:

@@ -11,7 +11,9 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 
+from trinity_rec.lab.tasks import TASKS
 from trinity_rec.lab.tasks.problems import Problem, Task
 
 HELD_OUT = 64  # at most
@@ -32,7 +34,6 @@ class RealTask(Task):
     name: str
     title: str
     response_length: int
-    rate: float
     make: Callable[[], Split]
     pays: Callable[[Problem, str], float]
 
@@ -61,9 +62,11 @@ def last_number(problem: Problem, response: str) -> float:
     return float(numbers(response)[-1:] == numbers(problem.answer))
 
 
-def all_numbers(problem: Problem, response: str) -> float:
-    """1 where the response has the answer's numbers in their order, and no other."""
-    return float(numbers(response) == numbers(problem.answer))
+def leading_numbers(problem: Problem, response: str) -> float:
+    """The share of the answer's numbers that the response begins with, in their order."""
+    wanted = numbers(problem.answer)
+    right = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(numbers(response), wanted, strict=False)))
+    return right / len(wanted)
 
 
 def split(things: Iterable[list[Problem]], share: float) -> Split:
@@ -94,42 +97,33 @@ def products() -> Split:
     )
 
 
-def counting(step: int) -> Callable[[], Split]:
-    """Fourteen numbers from a two-digit one on, up or down in steps."""
+def counting() -> Split:
+    """Fourteen numbers, from a two-digit one on."""
+    wordings = (
+        "Count from {} to {}. Separate the numbers with commas.",
+        "List the numbers from {} to {}, separated by commas.",
+    )
+    return split(
+        (
+            [
+                Problem(wording.format(first, first + 13), ", ".join(map(str, range(first, first + 14))))
+                for wording in wordings
+            ]
+            for first in range(10, 87)
+        ),
+        share=1 / 3,
+    )
 
-    def make() -> Split:
-        wordings = (
-            "Count from {} to {}. Separate the numbers with commas.",
-            "List the numbers from {} to {}, separated by commas.",
-        )
-        how = "" if abs(step) == 1 else f" Count in steps of {abs(step)}."
-        down = " Count down." if step < 0 else ""
-        starts = [first for first in range(10, 100) if 10 <= first + 13 * step < 100]
-        return split(
-            (
-                [
-                    Problem(
-                        wording.format(first, first + 13 * step) + how + down,
-                        ", ".join(str(first + step * place) for place in range(14)),
-                    )
-                    for wording in wordings
-                ]
-                for first in starts
-            ),
-            share=1 / 3,
-        )
-
-    return make
-
-
-RATE = 2e-5  # until the rule has said otherwise
 
 REAL_TASKS = {
     task.name: task
     for task in (
-        RealTask("products", "one-digit products", 12, RATE, products, last_number),
-        RealTask("counting_down", "counting down", 72, RATE, counting(-1), all_numbers),
-        RealTask("counting_by_two", "counting in twos", 72, RATE, counting(2), all_numbers),
-        RealTask("counting", "counting", 72, RATE, counting(1), all_numbers),
+        RealTask("products", "one-digit products", 12, products, last_number),
+        RealTask("counting", "counting", 60, counting, leading_numbers),
     )
 }
+
+
+def task_named(name: str) -> Task:
+    """Of both kinds."""
+    return TASKS[name] if name in TASKS else REAL_TASKS[name]

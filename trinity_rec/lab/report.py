@@ -7,7 +7,7 @@ from typing import Any
 
 from trinity_rec.lab.bandit import BANDIT_VARIANTS
 from trinity_rec.lab.claims import HOLDS
-from trinity_rec.lab.tasks import TASKS
+from trinity_rec.lab.real_tasks import task_named
 from trinity_rec.variants import SETTINGS, VARIANTS
 
 
@@ -36,7 +36,8 @@ def _cells(cells: Sequence[dict[str, Any]]) -> str:
         return ""
     holding = sum(cell["verdict"] == HOLDS for cell in cells)
     others = [
-        f"{TASKS[cell['task']].title}, {SETTINGS[cell['setting']].title}: {cell['verdict']} ({cell['effect']:+.3f})"
+        f"{task_named(cell['task']).title}, {SETTINGS[cell['setting']].title}: "
+        f"{cell['verdict']} ({cell['effect']:+.3f})"
         for cell in cells
         if cell["verdict"] != HOLDS
     ]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ import numpy as np
 from rich.console import Console
 
 from trinity_rec.lab import bandit, figures, rates
-from trinity_rec.lab.claims import CLAIMS, Curve, Judged, judge, judge_part, verdict
+from trinity_rec.lab.claims import CLAIMS, Claim, Curve, Curves, Judged, judge, judge_part, verdict
 from trinity_rec.lab.grid import Job, read_rows, run_grid
 from trinity_rec.lab.report import report
 from trinity_rec.lab.statistics import Estimate, final, resampled_means
@@ -72,7 +72,8 @@ def reproduce(
         OtherResults: `out` holds the runs of another scale, which must not be mixed with these.
     """
     started = time.monotonic()
-    claim_directory(out, scale)
+    rates_in_use = {task: TASKS[task].rate for task in scale.tasks}
+    claim_directory(out, {**asdict(scale), "tasks": list(scale.tasks), "rates": rates_in_use})
     runs = cells([name for name in names if name != BANDIT], scale)
     jobs = [job(out, scale, cell, seed) for cell in runs for seed in range(scale.seeds)]
     if BANDIT in names:
@@ -80,20 +81,13 @@ def reproduce(
     run_grid(jobs, workers, console, "reproduce")
 
     def curves(task: str, setting: str, variant: str) -> list[Curve]:
-        place = out / "curves" / task / setting / variant
-        paths = [place / f"seed_{number}.csv" for number in range(scale.seeds)]
-        return [read_rows(path) for path in paths if path.exists()]
+        return curves_of(out, (task, setting, variant), scale.seeds)
 
     judged = []
-    for name in names:
-        if name == BANDIT:
-            judged.append(judge_bandit(curves))
-            figures.draw_bandit(judged[-1]["verdict"], curves, out / f"{name}.png")
-            continue
-        claim = CLAIMS[name]
-        parts = [judge_part(part, scale.tasks, curves) for part in claim.parts]
-        judged.append(judge(name, claim.statement, claim.rule, parts))
-        figures.draw_claim(claim, judged[-1]["verdict"], scale.tasks, curves, out / f"{name}.png")
+    if BANDIT in names:
+        judged.append(judge_bandit(curves))
+        figures.draw_bandit(judged[-1]["verdict"], curves, out / f"{BANDIT}.png")
+    judged += judge_and_draw([CLAIMS[name] for name in names if name != BANDIT], scale.tasks, curves, out)
     (out / "claims.json").write_text(json.dumps(judged, indent=2) + "\n", encoding="utf-8")
     if trinity:
         from trinity_rec.lab.through_trinity import through_trinity  # needs the packages of the local backend
@@ -107,9 +101,8 @@ def reproduce(
     return judged
 
 
-def claim_directory(out: Path, scale: Scale) -> None:
-    """Make `out`, or see that what is there belongs to the same scale and rates."""
-    wanted = {**asdict(scale), "tasks": list(scale.tasks), "rates": {task: TASKS[task].rate for task in scale.tasks}}
+def claim_directory(out: Path, wanted: Mapping[str, Any]) -> None:
+    """Make `out` for results of the scale `wanted`, or see that what is there is of the same."""
     marker = out / "scale.json"
     if marker.exists():
         found = json.loads(marker.read_text(encoding="utf-8"))
@@ -120,6 +113,16 @@ def claim_directory(out: Path, scale: Scale) -> None:
             )
     out.mkdir(parents=True, exist_ok=True)
     marker.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
+
+
+def judge_and_draw(claims: Sequence[Claim], tasks: Sequence[str], curves: Curves, out: Path) -> list[dict[str, Any]]:
+    """The objects of `claims.json`, and a figure a claim in `out`."""
+    judged = []
+    for claim in claims:
+        parts = [judge_part(part, tasks, curves) for part in claim.parts]
+        judged.append(judge(claim.name, claim.statement, claim.rule, parts))
+        figures.draw_claim(claim, judged[-1]["verdict"], tasks, curves, out / f"{claim.name}.png")
+    return judged
 
 
 Cell = tuple[str, str, str]
@@ -149,13 +152,22 @@ def cells(names: Sequence[str], scale: Scale) -> list[Cell]:
 def job(out: Path, scale: Scale, cell: Cell, seed: int) -> Job:
     task, setting, variant = cell
     experiment = Experiment(task, SETTINGS[setting], VARIANTS[variant], seed, TASKS[task].rate, scale.steps)
-    return Job(partial(train, experiment), out / "curves" / task / setting / variant / f"seed_{seed}.csv")
+    return Job(partial(train, experiment), curve_path(out, cell, seed), scale.steps)
+
+
+def curve_path(out: Path, cell: Cell, seed: int) -> Path:
+    return Path(out, "curves", *cell, f"seed_{seed}.csv")
+
+
+def curves_of(out: Path, cell: Cell, seeds: int) -> list[Curve]:
+    """The curves of its seeds, those that are there."""
+    paths = [curve_path(out, cell, seed) for seed in range(seeds)]
+    return [read_rows(path) for path in paths if path.exists()]
 
 
 def bandit_jobs(out: Path, scale: Scale) -> list[Job]:
-    place = out / "curves" / "bandit"
     return [
-        Job(partial(bandit.curve, name, seed), place / source / name / f"seed_{seed or 0}.csv")
+        Job(partial(bandit.curve, name, seed), curve_path(out, ("bandit", source, name), seed or 0), bandit.STEPS)
         for name in bandit.BANDIT_VARIANTS
         for source, seed in (("exact", None), *(("sampled", seed) for seed in range(scale.seeds)))
     ]
@@ -193,7 +205,10 @@ def write_rewards(runs: Sequence[Cell], curves: Any, path: Path) -> None:
 
 def measure_rates(scale: Scale, out: Path, workers: int, console: Console) -> dict[str, dict[float, float]]:
     """Task -> rate -> gain, by the rule in `rates.py`."""
-    measured = {task: rates.jobs(task, scale.steps, out) for task in scale.tasks}
+    measured = {}
+    for task in scale.tasks:
+        like = Experiment(task, SETTINGS["on_policy"], VARIANTS["rec_grpo"], 0, TASKS[task].rate, scale.steps)
+        measured[task] = rates.jobs(like, out)
     jobs = [each for by_rate in measured.values() for runs in by_rate.values() for each in runs]
     run_grid(jobs, workers, console, "rates")
     return {task: rates.gains(by_rate) for task, by_rate in measured.items()}

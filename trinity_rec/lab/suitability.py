@@ -1,14 +1,14 @@
 """Which tasks suit a model: what it can do before training, and the rule that chooses by it, written before the runs.
 
-The ability has to be latent, as the paper's models' on their tasks: they are right at times, seldom enough that there is
-something to learn and often enough that there is something to learn from. A task suits a model if
+The ability has to be latent, as that of the paper's models on their tasks: right at times, seldom enough to have
+something to learn and often enough to have something to learn from. A task suits a model if
 
 - a sampled answer is worth between 0.1 and 0.5 on the mean,
 - the likeliest answer is worth more,
 - at least a third of the groups of eight have spread, so that they move the weights at all.
 
-Of the tasks that suit, in the order of `REAL_TASKS`, the first whose right answers take fewer than 40 tokens is the short
-one, and the first whose take more is the long one. Measured on problems to train on, by
+Of the tasks that suit, in the order of `REAL_TASKS`, the first whose right answers take fewer than 40 tokens is the
+short one, and the first whose take more is the long one. Measured on problems to train on, by
 
     trinity-rec reproduce --model DIR --tasks
 """

@@ -235,7 +235,7 @@ def through_trinity(
     place = curves / TASK / SETTING
     tables = {name: [place / name / f"seed_{seed}.csv" for seed in range(lab_seeds)] for name in ALGORITHMS}
     jobs = [
-        Job(partial(train, experiment(name, seed, steps)), path)
+        Job(partial(train, experiment(name, seed, steps)), path, steps)
         for name, paths in tables.items()
         for seed, path in enumerate(paths)
     ]

@@ -12,12 +12,14 @@ import random
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import mean
 
 import torch
 
 from trinity_rec.lab.model import TinyLM, TinyPolicy
 from trinity_rec.lab.policy import Policy
+from trinity_rec.lab.real_tasks import task_named
 from trinity_rec.lab.tasks import TASKS, Task
 from trinity_rec.lab.warm_up import ASSETS
 from trinity_rec.objective import Objective
@@ -44,6 +46,9 @@ class Experiment:
         rate: Adam's learning rate before the variant's factor.
         problems, samples: of a training step.
         evaluate_every: steps.
+        model: a Hugging Face directory; by default the lab's own model of the task.
+        device: torch's name of it.
+        bf16: a model of Hugging Face's computes its layers in bfloat16.
     """
 
     task: str
@@ -55,6 +60,9 @@ class Experiment:
     problems: int = 16
     samples: int = 8
     evaluate_every: int = 10
+    model: Path | None = None
+    device: str = "cpu"
+    bf16: bool = False
 
 
 COLUMNS = (
@@ -78,7 +86,7 @@ def train(experiment: Experiment, report: Callable[[int], None] = lambda step: N
     Returns:
         One row of `COLUMNS` before training and after every `evaluate_every` steps.
     """
-    task, setting, variant = TASKS[experiment.task], experiment.setting, experiment.variant
+    task, setting, variant = task_named(experiment.task), experiment.setting, experiment.variant
     policy = policy_of(experiment)
     initial, explorer = policy.frozen(), policy.frozen()
     objective, shaping = objective_of(variant), shaping_of(variant)
@@ -149,8 +157,12 @@ def train(experiment: Experiment, report: Callable[[int], None] = lambda step: N
 
 def policy_of(experiment: Experiment) -> Policy:
     """The model as it is before training."""
+    if experiment.model is not None:
+        from trinity_rec.lab.language_model import LanguageModel  # needs the packages of the local backend
+
+        return LanguageModel.load(experiment.model, experiment.device, experiment.bf16)
     task = TASKS[experiment.task]
-    return TinyPolicy(TinyLM.load(ASSETS / task.name), task.vocabulary)
+    return TinyPolicy(TinyLM.load(ASSETS / task.name), task.vocabulary, experiment.device)
 
 
 @torch.no_grad()

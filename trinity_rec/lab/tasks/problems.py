@@ -71,14 +71,12 @@ class Task(ABC):
         name: what users type.
         title: what figures say.
         response_length: tokens of a response at most, the end token included.
-        rate: the learning rate, by the rule of `trinity_rec.lab.rates`.
         train, held_out: the problems of reinforcement learning and of the evaluations; no problem is in both.
     """
 
     name: str
     title: str
     response_length: int
-    rate: float
     train: Sequence[Problem]
     held_out: Sequence[Problem]
 
@@ -97,7 +95,12 @@ class TaughtTask(Task):
 
     It also knows how people get it wrong (`mistaken`): the warm-up hears both, so that the model knows the right
     answer and yet seldom says it.
+
+    Attributes:
+        rate: the learning rate, by the rule of `trinity_rec.lab.rates`.
     """
+
+    rate: float
 
     @abstractmethod
     def all_problems(self) -> list[Problem]:

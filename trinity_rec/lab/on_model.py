@@ -1,0 +1,182 @@
+"""The claims on a real language model: `trinity-rec reproduce --model DIR --task NAME`.
+
+A run takes minutes, so that a grid goes on over many calls: cell by cell in the order of `claims.REAL_CELLS`, judged
+anew whenever a run is done, from the cells whose seeds are all there.
+
+OUT/scale.json       what is run, on which model; a call that wants something else is refused
+OUT/rates/…          the runs from which the learning rate is chosen, before all others
+OUT/rates.json       what they gave
+OUT/curves/…, claims.json, rewards.csv, report.md, a figure a claim: as without a model
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+
+from trinity_rec.lab import rates, suitability
+from trinity_rec.lab.claims import CLAIMS, REAL_CELLS, REAL_CELLS_LONG, Curve
+from trinity_rec.lab.grid import Job, run_grid
+from trinity_rec.lab.language_model import LanguageModel, bf16_is_faster
+from trinity_rec.lab.real_tasks import REAL_TASKS
+from trinity_rec.lab.report import report
+from trinity_rec.lab.reproduce import Cell, claim_directory, curve_path, curves_of, judge_and_draw, write_rewards
+from trinity_rec.lab.training import Experiment, train
+from trinity_rec.session.machine import GIB, parameters
+from trinity_rec.tinker_local.errors import ServeError
+from trinity_rec.variants import SETTINGS, VARIANTS
+
+SCALE = "scale.json"
+SEEDS = 3
+LENGTH = {"steps": 60, "problems": 8, "samples": 8}
+# Of a training process: float32 weights, gradients, Adam's two moments, the model as loaded, the newest version for the
+# explorer, and explorer and initial policy, in float32 at worst; activations beside them.
+BYTES_A_PARAMETER = 4 * 8
+ACTIVATIONS = 3 * GIB
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What is run.
+
+    Attributes:
+        like: an experiment with the task, the model and the size of all.
+        cells: setting and variant, in the order in which they are run.
+    """
+
+    like: Experiment
+    cells: Sequence[tuple[str, str]]
+    seeds: int = SEEDS
+
+    @classmethod
+    def of(cls, task: str, model: Path, device: str, out: Path) -> Grid:
+        """The grid of a task; in bfloat16 where that is faster, or as the runs in `out` are."""
+        setting, variant = SETTINGS["on_policy"], VARIANTS["rec_grpo"]
+        bf16 = json.loads((out / SCALE).read_text(encoding="utf-8"))["bf16"] if (out / SCALE).exists() else None
+        bf16 = bf16_is_faster(device) if bf16 is None else bf16
+        like = Experiment(task, setting, variant, 0, 0.0, **LENGTH, model=model, device=device, bf16=bf16)
+        long = REAL_TASKS[task].response_length >= suitability.LONG
+        return cls(like, REAL_CELLS_LONG if long else REAL_CELLS)
+
+    def job(self, out: Path, cell: Cell, seed: int, rate: float) -> Job:
+        _, setting, variant = cell
+        one = replace(self.like, setting=SETTINGS[setting], variant=VARIANTS[variant], seed=seed, rate=rate)
+        return Job(partial(train, one), curve_path(out, cell, seed), one.steps)
+
+
+def reproduce_on_model(
+    names: Sequence[str], grid: Grid, out: Path, workers: int | None, console: Console
+) -> list[dict[str, Any]]:
+    """Measure the claims `names` as far as the grid's cells do; everything goes to `out`, which a later call goes on
+    from.
+
+    Args:
+        workers: processes of one thread each; by default as many as cores and memory allow.
+
+    Returns:
+        The objects of `claims.json`.
+
+    Raises:
+        ServeError: no such model, or too little memory for it.
+        OtherResults: `out` holds the runs of something else.
+    """
+    like, model = grid.like, grid.like.model
+    LanguageModel.load(model, like.device)  # what is wrong with it is said here, once
+    workers = room_for(model, like.device, workers)
+    scale = {
+        "task": like.task,
+        "seeds": grid.seeds,
+        "steps": like.steps,
+        "problems": like.problems,
+        "samples": like.samples,
+        "model": {"parameters": parameters(str(model)), "digest": digest(model)},
+        "bf16": like.bf16,
+    }
+    claim_directory(out, scale)
+    rate = measured_rate(grid, out, workers, console)
+    claims = [claim for name in names if name in CLAIMS if (claim := CLAIMS[name].measured_in(grid.cells)).parts]
+    needed = {cell for claim in claims for cell in claim.cells} if set(CLAIMS) - set(names) else grid.cells
+    wanted = [(like.task, *cell) for cell in grid.cells if cell in needed]
+
+    def curves(task: str, setting: str, variant: str) -> list[Curve]:
+        there = curves_of(out, (task, setting, variant), grid.seeds)
+        return there if len(there) == grid.seeds else []
+
+    def settle() -> list[dict[str, Any]]:
+        whole = [cell for cell in wanted if curves(*cell)]
+        here = [claim.measured_in([(setting, variant) for _, setting, variant in whole]) for claim in claims]
+        judged = judge_and_draw([claim for claim in here if claim.parts], [like.task], curves, out)
+        (out / "claims.json").write_text(json.dumps(judged, indent=2) + "\n", encoding="utf-8")
+        write_rewards(whole, curves, out / "rewards.csv")
+        missing = "".join(
+            f"- {SETTINGS[s].title}, {VARIANTS[v].title}\n" for _, s, v in wanted if (like.task, s, v) not in whole
+        )
+        note = f"\n{len(whole)} of {len(wanted)} cells are whole; not yet run:\n\n{missing}" if missing else ""
+        (out / "report.md").write_text(report(judged, None) + note, encoding="utf-8")
+        return judged
+
+    jobs = [grid.job(out, cell, seed, rate) for cell in wanted for seed in range(grid.seeds)]
+    run_grid(jobs, workers, console, like.task, settle)
+    return settle()
+
+
+def measured_rate(grid: Grid, out: Path, workers: int, console: Console) -> float:
+    """The learning rate of all runs, by the rule of `rates.py`."""
+    measured = rates.jobs(replace(grid.like, **rates.REAL_LENGTH), out, rates.REAL_CANDIDATES, rates.REAL_SEEDS)
+    run_grid([job for runs in measured.values() for job in runs], workers, console, "learning rate")
+    gains = rates.gains(measured)
+    rate = rates.chosen(gains)
+    said = {"gains": {f"{rate:g}": round(gain, 4) for rate, gain in gains.items()}, "chosen": rate}
+    (out / "rates.json").write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+    return rate
+
+
+def measure_suitability(model: Path, device: str) -> list[suitability.Suitability]:
+    """Of every task, by `suitability.py`.
+
+    Raises:
+        ServeError: no such model.
+    """
+    policy = LanguageModel.load(model, device, bf16_is_faster(device)).frozen()
+    return [suitability.measure(policy, task) for task in REAL_TASKS.values()]
+
+
+def room_for(model: Path, device: str, workers: int | None) -> int:
+    """How many processes train at once: what was asked for, or what cores and memory allow.
+
+    Raises:
+        ServeError: the memory does not suffice.
+    """
+    each = BYTES_A_PARAMETER * parameters(str(model)) + ACTIVATIONS
+    if torch.device(device).type == "cuda":
+        free, cores = torch.cuda.mem_get_info(device)[0], 1
+    else:
+        free, cores = psutil.virtual_memory().available, os.cpu_count() or 1
+    count = workers or max(1, min(cores, int(free // each)))
+    if free < count * each:
+        processes = f" in {count} processes" if count > 1 else ""
+        raise ServeError(
+            f"{model}: to train it{processes} takes about {count * each / GIB:.1f} GiB of memory, "
+            f"{free / GIB:.1f} are free"
+        )
+    return count
+
+
+def digest(model: Path) -> str:
+    """Of the weights, whichever way the files store them."""
+    sums = {}
+    for path in model.glob("*.safetensors"):
+        for name, tensor in load_file(path).items():
+            sums[name] = blake2b(tensor.view(-1).view(torch.uint8).numpy()).hexdigest()
+    return blake2b(json.dumps(sums, sort_keys=True).encode(), digest_size=8).hexdigest()
