@@ -12,15 +12,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from trinity_rec.commands.catalogue import BLOCKS, section_text
-from trinity_rec.commands.catalogue import markdown_table as presets_table
-from trinity_rec.commands.schema import SHIPPED, algorithm_schema
 from trinity_rec.declared import allowed, choices_of
 from trinity_rec.diagnose.rules import markdown_table as rules_table
 from trinity_rec.objective import Objective
 from trinity_rec.objective.rules import RULES, formula
 from trinity_rec.presets import PRESETS
+from trinity_rec.yaml.catalogue import BLOCKS, section_text
+from trinity_rec.yaml.catalogue import markdown_table as presets_table
 from trinity_rec.yaml.notation import readable
+from trinity_rec.yaml.schema import SHIPPED, algorithm_schema
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

@@ -11,8 +11,6 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from trinity_rec.formula import gradient
-
 FAMILIES = {
     "REC": "clipping",
     "REP": "a regulariser",
@@ -46,7 +44,19 @@ class Preset:
     @property
     def gradient(self) -> str:
         """The direction of ascent of one token, to be averaged over the batch, in the notation of `formula`."""
+        from trinity_rec.formula import gradient  # it reads all rules; a command that lists names answers at once
+
         return gradient(self.policy_loss, self.advantage)
+
+    @property
+    def needs_old_logprobs(self) -> bool:
+        """Whether the gradient depends on rho; where not, the rollout's logprobs serve the metrics alone."""
+        said = self.policy_loss.get
+        return (
+            said("clip_mode", "none") != "none"
+            or said("weight", "none") not in ("none", "advantage")
+            or said("regularizer", "none") not in ("none", "forward-kl")
+        )
 
 
 ONE_SIDE = {"clip_mode": "one-side", "epsilon_low": 0.2, "epsilon_high": 0.2}

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -31,6 +32,12 @@ def stdout() -> Console:
 def stderr() -> Console:
     """For messages."""
     return Console(stderr=True, soft_wrap=True, highlight=False, color_system=colours())
+
+
+def print_error(error: Exception) -> None:
+    """What the user got wrong, in one line."""
+    first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    stderr().print(f"[red]error:[/] {escape(first_line)}")
 
 
 def colours() -> Literal["auto"] | None:

@@ -200,6 +200,72 @@ def test_an_unreadable_file_is_still_json_for_programs(config):
     assert result.returncode == 1 and json.loads(result.stdout)["errors"][0]["line"] == 2
 
 
+SECTIONS = {
+    "trinitys": "algorithm_type: gspo, kl_loss_fn: k3, sample_strategy: staleness_control",
+    "a_presets": "algorithm_type: trinity_rec.off_tis, sample_strategy: trinity_rec.NoSuch",
+    "wrong": "algorithm_type: grpo, policy_loss_fn: no_such, optimizer: {lr: fast}, advantage_fn_args: {epsilom: 1}",
+    "ones_own": "algorithm_type: trinity_rec.rec_grpo, policy_loss_fn: my_losses.Mine",
+    "ones_own_rule": "algorithm_type: trinity_rec.rec, policy_loss_fn_args: {clip_mode: my_losses.near}",
+}
+MY_LOSSES = """\
+import torch
+from trinity.algorithm.policy_loss_fn.policy_loss_fn import PolicyLossFn
+
+ONE = torch.ones(()).exp().log().item()
+
+
+def near(tokens, far: float = 2 * ONE):
+    return (tokens.log_rho.abs() < far).float()
+
+
+class Mine(PolicyLossFn):
+    def __init__(self, backend="verl", beta=ONE):
+        super().__init__(backend=backend)
+
+    def __call__(self, logprob, **kwargs):
+        return logprob.sum(), {}
+
+    @classmethod
+    def default_args(cls):
+        return {"beta": float(torch.tensor(ONE))}
+"""
+
+
+@pytest.mark.parametrize("command", [["check"], ["check", "--json"], ["use", "rec_gspo_is", "--dry-run"]])
+def test_what_is_imported_lightly_says_the_same(command, tmp_path, monkeypatch):
+    """A process of its own imports Trinity with stand-ins for torch and its like; in this one all is real."""
+    (tmp_path / "my_losses.py").write_text(MY_LOSSES)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(PLAIN, "PYTHONPATH", str(tmp_path))
+    files = []
+    for name, section in SECTIONS.items():
+        files.append(tmp_path / f"{name}.yaml")
+        files[-1].write_text(YAML.replace("  algorithm_type: grpo\n  repeat_times: 8\n", f"  {{{section}}}\n"))
+    real, light = trinity_rec(*command, *files), in_a_process(*command, *files)
+    assert (light.stdout, light.stderr, light.returncode) == (real.stdout, real.stderr, real.returncode)
+    assert "rec_grpo" in light.stdout
+
+
+def test_one_call_judges_many_files(config):
+    """What is wrong with one does not keep the others from it."""
+    broken = config.with_name("broken.yaml")
+    broken.write_text("a: [1\n")
+    checked = trinity_rec("check", broken, config, "nowhere.yaml")
+    assert checked.returncode == 1 and checked.stderr == ""
+    assert f"{broken}:2: error: not readable as YAML" in checked.stdout and "GRPO" not in checked.stdout
+    assert "nowhere.yaml:1: error: No such file" in checked.stdout and checked.stdout.count("policy loss ") == 1
+    listed = json.loads(trinity_rec("check", broken, config, "--json").stdout)
+    assert [each["ok"] for each in listed] == [False, True]
+
+    other = config.with_name("other.yaml")
+    other.write_text(YAML.replace("grpo", "ppo"))
+    used = trinity_rec("use", "rep_opmd", broken, other, config)
+    assert used.returncode == 1 and config.read_text() != YAML and other.read_text() == YAML.replace("grpo", "ppo")
+    errors = [line for line in used.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 2 and "trains a critic" in errors[1]
+    assert "--output" in trinity_rec("use", "rep_opmd", config, other, "-o", broken).stderr
+
+
 def test_a_traceback_is_for_those_who_ask():
     assert "Traceback" in in_a_process("--debug", "check", "nowhere.yaml").stderr
 

@@ -32,18 +32,32 @@ def test_help_imports_nothing_heavy():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
 
 
+HEAVY = ("torch", "ray", "verl", "transformers", "matplotlib", "pandas", "datasets", "tinker")
+
+
+def loaded_by(arguments, modules, cwd=None):
+    """Which of these modules a command has imported when it is done."""
+    code = (
+        f"import sys; sys.argv = ['trinity-rec', *{arguments.split()}]\nfrom trinity_rec.cli import app\n"
+        f"try:\n    app()\nfinally:\n    print([name for name in {modules} if name in sys.modules], file=sys.stderr)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=cwd)
+    assert result.stdout
+    return result.stderr.strip().splitlines()[-1]
+
+
 @pytest.mark.parametrize(
     "arguments", ["list", "list --json", "show rec_grpo", "diff rec_grpo off_tis", "schema", "--help", "paper list"]
 )
 def test_the_catalogue_answers_without_torch_verl_or_trinity(arguments):
-    heavy = "'torch', 'ray', 'verl', 'trinity', 'transformers', 'matplotlib', 'omegaconf'"
-    code = (
-        f"import sys; sys.argv = ['trinity-rec', *{arguments.split()}]\nfrom trinity_rec.cli import app\n"
-        f"try:\n    app()\nfinally:\n    print([name for name in ({heavy}) if name in sys.modules], file=sys.stderr)"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.stderr.strip().splitlines()[-1] == "[]", result.stderr
-    assert result.stdout
+    assert loaded_by(arguments, (*HEAVY, "trinity", "omegaconf")) == "[]"
+
+
+@pytest.mark.parametrize("arguments", ["check run.yaml", "use rep_opmd run.yaml --dry-run", "translate verl.yaml"])
+def test_a_yaml_is_judged_by_trinity_without_what_its_training_needs(arguments, tmp_path):
+    (tmp_path / "run.yaml").write_text("mode: both\nalgorithm: {algorithm_type: grpo}\n")
+    (tmp_path / "verl.yaml").write_text("algorithm: {adv_estimator: grpo}\nactor_rollout_ref: {rollout: {n: 8}}\n")
+    assert loaded_by(arguments, (*HEAVY, "trinity"), tmp_path) == "['trinity']"
 
 
 def test_the_plugin_directory_registers_the_presets():

@@ -6,7 +6,6 @@ import pytest
 import torch
 from trinity.common.experience import EID, Experience
 
-from trinity_rec.commands.catalogue import BLOCKS
 from trinity_rec.declared import choices_of
 from trinity_rec.objective import Objective
 from trinity_rec.objective.rules import RULES
@@ -14,6 +13,7 @@ from trinity_rec.plugin.advantage import RECAdvantage
 from trinity_rec.plugin.sample_strategy.informative import InformativeSampleStrategy
 from trinity_rec.plugin.sample_strategy.staleness import StalenessSampleStrategy
 from trinity_rec.shaping import Shaping
+from trinity_rec.yaml.catalogue import BLOCKS
 
 # Two allowed values of each argument, far enough apart to be told from one another.
 VALUES = {

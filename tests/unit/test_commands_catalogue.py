@@ -7,19 +7,17 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from trinity_rec.commands.catalogue import (
+from trinity_rec.objective import Objective
+from trinity_rec.presets import PRESETS
+from trinity_rec.terminal import UsageError, preset_named
+from trinity_rec.yaml.catalogue import (
     counting_section,
     details,
     differences,
-    needs_old_logprobs,
-    overview,
     readable,
     section,
     section_text,
 )
-from trinity_rec.objective import Objective
-from trinity_rec.presets import PRESETS
-from trinity_rec.terminal import UsageError, preset_named
 from trinity_rec.yaml.effective import effective
 
 CONFIGS = Path(__file__).parents[2] / "configs/algorithms"
@@ -66,8 +64,8 @@ def test_old_logprobs_are_needed_just_where_the_gradient_depends_on_them(preset)
 
     stale = torch.linspace(-0.1, -6, 12).reshape(3, 4)
     depends = any(not torch.equal(gradient(current), gradient(old)) for old in (torch.full((3, 4), -1.0), stale))
-    assert needs_old_logprobs(preset.policy_loss) is depends
-    assert overview(preset)["needs_old_logprobs"] is details(preset)["needs_old_logprobs"] is depends
+    assert preset.needs_old_logprobs is depends
+    assert details(preset)["needs_old_logprobs"] is depends
 
 
 def test_differences_leave_out_what_neither_reads():

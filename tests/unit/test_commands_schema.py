@@ -10,11 +10,11 @@ from jsonschema import Draft202012Validator
 from omegaconf import OmegaConf
 from trinity.common.config import AlgorithmConfig
 
-from trinity_rec.commands.catalogue import BLOCKS
-from trinity_rec.commands.schema import SHIPPED, algorithm_schema, sample_strategies
 from trinity_rec.declared import choices_of
 from trinity_rec.presets import PRESETS
+from trinity_rec.yaml.catalogue import BLOCKS
 from trinity_rec.yaml.effective import effective
+from trinity_rec.yaml.schema import SHIPPED, algorithm_schema, sample_strategies
 
 CONFIGS = Path(__file__).parents[2] / "configs/algorithms"
 

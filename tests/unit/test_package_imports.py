@@ -39,3 +39,19 @@ def test_every_import_is_declared(path):
     modules = set(imported(path)) - sys.stdlib_module_names - {"trinity_rec"} - LOADED_BY.get(path.name, set())
     undeclared = {name for name in modules if not declared & {canonical(dist) for dist in providers.get(name, [name])}}
     assert undeclared == set()
+
+
+def test_no_import_climbs():
+    """Between the subpackages, and the modules beside them, imports go one way; the package itself imports lazily."""
+    modules = {path.relative_to(ROOT).with_suffix("").parts: path for path in SOURCES}
+    graph = {parts[1]: set() for parts in modules}
+    for parts, path in modules.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "trinity_rec":
+                named = [node.module.split(".")[1]] if "." in node.module else [alias.name for alias in node.names]
+                graph[parts[1]] |= set(named) & set(graph) - {parts[1]}
+    graph.pop("__init__")
+    while leaves := [name for name, imports in graph.items() if not imports & set(graph)]:
+        for name in leaves:
+            del graph[name]
+    assert graph == {}, "these import each other"

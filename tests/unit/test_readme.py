@@ -12,8 +12,8 @@ import yaml
 from trinity.common.config import Config
 from trinity.common.config_validator import AlgorithmConfigValidator
 
-from trinity_rec.commands.catalogue import markdown_table
 from trinity_rec.presets import PRESETS
+from trinity_rec.yaml.catalogue import markdown_table
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples" / "rec_gsm8k" / "README.md"]

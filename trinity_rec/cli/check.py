@@ -18,27 +18,36 @@ EXAMPLE = "trinity-rec check gsm8k.yaml"
 
 
 def command(
-    config: Annotated[Path, typer.Argument(help="A Trinity YAML.")], as_json: Annotated[bool, JSON] = False
+    configs: Annotated[list[Path], typer.Argument(metavar="CONFIG...", help="Trinity YAMLs.")],
+    as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Say what a YAML will train and list its errors and doubtful settings, each with its line.
 
     Starts nothing: needs no Ray, GPU, model or network. Exits with 1 if there is an error, with 0 if there are only
-    doubts.
+    doubts. JSON of several files is a list.
     """
+    from trinity_rec.plugin.lightly import lightly
+
+    lightly()
     from trinity_rec.yaml.check import check, unreadable
     from trinity_rec.yaml.document import Document
 
-    try:
-        report = check(Document.read(config))
-    except UsageError as error:
+    reports = []
+    for config in configs:
+        try:
+            reports.append(check(Document.read(config)))
+        except UsageError as error:
+            if not as_json and len(configs) == 1:
+                raise
+            reports.append(unreadable(str(config), error))
         if not as_json:
-            raise
-        report = unreadable(str(config), error)
+            if len(configs) > 1:
+                stdout().print(f"[bold underline]{escape(str(config))}[/]")
+            print_report(reports[-1])
     if as_json:
-        print_json(report.as_json())
-    else:
-        print_report(report)
-    if report.errors:
+        data = [report.as_json() for report in reports]
+        print_json(data if len(data) > 1 else data[0])
+    if any(report.errors for report in reports):
         raise typer.Exit(1)
 
 

@@ -16,7 +16,7 @@ def command(
     first: Annotated[str, PRESET], second: Annotated[str, PRESET], as_json: Annotated[bool, JSON] = False
 ) -> None:
     """Show where two presets differ: the gradient and each argument that counts."""
-    from trinity_rec.commands.catalogue import differences
+    from trinity_rec.yaml.catalogue import differences
 
     left, right = preset_named(first), preset_named(second)
     rows = differences(left, right)

@@ -7,11 +7,10 @@ from importlib import import_module
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from trinity_rec import __version__
 from trinity_rec.cli import paper
-from trinity_rec.terminal import colours, stderr
+from trinity_rec.terminal import colours, print_error
 
 app = typer.Typer(
     help="Off-policy group-relative REINFORCE (REC, REP, RED) for Trinity-RFT.",
@@ -66,6 +65,5 @@ def main() -> None:
     except Exception as error:
         if "--debug" in sys.argv:
             raise
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        stderr().print(f"[red]error:[/] {escape(first_line)}")
+        print_error(error)
         sys.exit(1)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from rich.console import Console
 
 from trinity_rec.cli.arguments import JSON
-from trinity_rec.presets import FAMILIES, PRESETS
+from trinity_rec.presets import FAMILIES, PRESETS, Preset
 from trinity_rec.terminal import colours, print_json
 
 EXAMPLE = "trinity-rec list"
@@ -16,8 +16,6 @@ EXAMPLE = "trinity-rec list"
 
 def command(as_json: Annotated[bool, JSON] = False) -> None:
     """List the presets by family, and when to use each; piped or as JSON, what each clips, weights and needs too."""
-    from trinity_rec.commands.catalogue import overview
-
     rows = [overview(preset) for preset in PRESETS.values()]
     console = Console(highlight=False, color_system=colours())
     if as_json:
@@ -27,6 +25,32 @@ def command(as_json: Annotated[bool, JSON] = False) -> None:
     else:
         for row in (dict(zip(rows[0], rows[0], strict=True)), *rows):
             print("\t".join({True: "yes", False: "no"}.get(cell, cell) for cell in row.values()))
+
+
+def overview(preset: Preset) -> dict[str, Any]:
+    """One row."""
+    loss, advantage = preset.policy_loss, preset.advantage
+    weight = loss.get("weight", "none")
+    sampling = {"importance_sampling": "token", "gspo_importance_sampling": "sequence"}
+    shaping = [
+        "exp(A / temp)" if weight == "advantage" else None,
+        "exp(A / T)" if advantage.get("reweight") else None,
+        "1 / std" if advantage.get("std_normalize") else None,
+        "drop" if advantage.get("drop") else None,
+        f"pairs: {advantage['pairwise']}" if advantage.get("pairwise") else None,
+    ]
+    return {
+        "preset": preset.name,
+        "family": preset.family,
+        "clip": loss.get("clip_mode", "none"),
+        "IS": sampling.get(weight, "none" if weight in ("none", "advantage") else weight),
+        "data_weight": ", ".join(filter(None, shaping)) or "none",
+        "regulariser": loss.get("regularizer", "none"),
+        "needs_old_logprobs": preset.needs_old_logprobs,
+        "needs_reference": False,
+        "source": preset.source,
+        "when": preset.when,
+    }
 
 
 def print_families(console: Console, rows: list[dict[str, Any]]) -> None:

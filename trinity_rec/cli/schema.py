@@ -18,7 +18,7 @@ def command(
     ] = False,
 ) -> None:
     """Print a JSON schema of the `algorithm:` section, for editors."""
-    from trinity_rec.commands.schema import SHIPPED
+    from trinity_rec.yaml.schema import SHIPPED
 
     section = json.loads(SHIPPED.read_text(encoding="utf-8"))
     if whole_file:

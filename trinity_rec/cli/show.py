@@ -15,7 +15,7 @@ def command(preset: Annotated[str, PRESET], as_json: Annotated[bool, JSON] = Fal
     """Show a preset: its gradient, when to use it, and the `algorithm:` section that it stands for."""
     from rich.syntax import Syntax
 
-    from trinity_rec.commands.catalogue import details, section_text
+    from trinity_rec.yaml.catalogue import details, section_text
 
     chosen = preset_named(preset)
     if as_json:

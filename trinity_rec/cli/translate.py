@@ -18,6 +18,9 @@ def command(
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Print the `algorithm:` section that means what verl's or TRL's settings do; refuse what has no equal by name."""
+    from trinity_rec.plugin.lightly import lightly
+
+    lightly()
     import yaml
 
     from trinity_rec.yaml.foreign import translate

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from trinity_rec.terminal import UsageError, complete_preset, stderr, stdout
+from trinity_rec.terminal import UsageError, complete_preset, print_error, stderr, stdout
 
 EXAMPLE = "trinity-rec use rec_oneside_nois gsm8k.yaml --set epsilon_high=2.0 -o rec.yaml"
 
@@ -28,7 +28,7 @@ def command(
             autocompletion=_complete,
         ),
     ],
-    config: Annotated[Path, typer.Argument(help="A Trinity YAML.")],
+    configs: Annotated[list[Path], typer.Argument(metavar="CONFIG...", help="Trinity YAMLs.")],
     settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -42,7 +42,7 @@ def command(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Write over a file without asking.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Switch a YAML of another kind of training too.")] = False,
 ) -> None:
-    """Switch a YAML to a preset. Only its algorithm section is rewritten; the difference is shown first.
+    """Switch YAMLs to a preset. Only the algorithm section is rewritten; the difference is shown first.
 
     Stays: repeat_times, optimizer and all else that says how to run; arguments of upstream's rec, or of another preset,
     that mean the same in the new one. Goes: what makes up the objective (policy loss, advantage, KL, entropy, their
@@ -51,6 +51,28 @@ def command(
     A YAML whose training is not group-relative RL (SFT, DPO, a critic, distillation, ...) is refused with the reason.
     Asks before it writes over a file, where there is a terminal to ask on.
     """
+    from trinity_rec.plugin.lightly import lightly
+
+    lightly()
+    if output and len(configs) > 1:
+        raise UsageError(f"--output {output}: is one file, and there are {len(configs)} to write")
+    refused = False
+    for config in configs:
+        try:
+            switch_file(config, output or config, preset, settings or [], dry_run=dry_run, yes=yes, force=force)
+        except UsageError as error:
+            if len(configs) == 1:
+                raise
+            print_error(error)
+            refused = True
+    if refused:
+        raise typer.Exit(1)
+
+
+def switch_file(
+    config: Path, target: Path, preset: str, settings: list[str], *, dry_run: bool, yes: bool, force: bool
+) -> None:
+    """Raises UsageError where it is not a file to switch, or a setting is wrong."""
     from trinity_rec.yaml.document import Document, dotted
     from trinity_rec.yaml.rewrite import parse_settings, switch, write
     from trinity_rec.yaml.source import objections
@@ -61,11 +83,10 @@ def command(
         if not force:
             raise UsageError(f"{reason}; a preset would train something else (--force switches it all the same)")
         stderr().print(f"[yellow]forced:[/] {escape(reason)}")
-    switched = switch(document, preset, parse_settings(settings or []))
-    target = output or config
+    switched = switch(document, preset, parse_settings(settings))
     show_difference(document.text, switched.text, str(config), str(target))
     for note in switched.notes:
-        stderr().print(escape(note))
+        stderr().print(escape(f"{config}: {note}"))
     if dry_run:
         return
     if target.exists() and not yes and sys.stdin.isatty():

@@ -1,1 +1,1 @@
-"""What is done to a Trinity YAML that is there already: read with its lines, judged, rewritten, summed up."""
+"""Presets as YAML, and what is done to a YAML that is there: read with its lines, judged, rewritten, summed up."""

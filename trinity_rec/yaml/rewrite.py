@@ -23,8 +23,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.nodes import MappingNode, ScalarNode
 
-from trinity_rec.commands.catalogue import scalar
 from trinity_rec.terminal import UsageError, did_you_mean, preset_named
+from trinity_rec.yaml.catalogue import scalar
 from trinity_rec.yaml.document import Document, Extent, extents
 from trinity_rec.yaml.effective import OBJECTIVE_KEYS, STRATEGY_KEYS, effective
 from trinity_rec.yaml.translate import ADVANTAGE_ARGS, LOSS_ARGS, NEAREST, announcements, carried, kept_average, nearest

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trinity_rec.commands.catalogue import scalar
 from trinity_rec.formula import gradient
 from trinity_rec.objective import Objective
 from trinity_rec.presets import PRESETS, Preset
 from trinity_rec.shaping import Shaping
+from trinity_rec.yaml.catalogue import scalar
 from trinity_rec.yaml.notation import readable
 
 if TYPE_CHECKING:

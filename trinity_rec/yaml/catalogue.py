@@ -19,41 +19,6 @@ from trinity_rec.yaml.notation import readable
 BLOCKS: dict[str, type[Declared]] = {"policy_loss_fn_args": Objective, "advantage_fn_args": Shaping}
 
 
-def overview(preset: Preset) -> dict[str, Any]:
-    """One row of `trinity-rec list`."""
-    loss, advantage = preset.policy_loss, preset.advantage
-    weight = loss.get("weight", "none")
-    sampling = {"importance_sampling": "token", "gspo_importance_sampling": "sequence"}
-    shaping = [
-        "exp(A / temp)" if weight == "advantage" else None,
-        "exp(A / T)" if advantage.get("reweight") else None,
-        "1 / std" if advantage.get("std_normalize") else None,
-        "drop" if advantage.get("drop") else None,
-        f"pairs: {advantage['pairwise']}" if advantage.get("pairwise") else None,
-    ]
-    return {
-        "preset": preset.name,
-        "family": preset.family,
-        "clip": loss.get("clip_mode", "none"),
-        "IS": sampling.get(weight, "none" if weight in ("none", "advantage") else weight),
-        "data_weight": ", ".join(filter(None, shaping)) or "none",
-        "regulariser": loss.get("regularizer", "none"),
-        "needs_old_logprobs": needs_old_logprobs(loss),
-        "needs_reference": False,
-        "source": preset.source,
-        "when": preset.when,
-    }
-
-
-def needs_old_logprobs(policy_loss: Mapping[str, Any]) -> bool:
-    """Whether the gradient depends on rho; where not, the rollout's logprobs serve the metrics alone."""
-    return (
-        policy_loss.get("clip_mode", "none") != "none"
-        or policy_loss.get("weight", "none") not in ("none", "advantage")
-        or policy_loss.get("regularizer", "none") not in ("none", "forward-kl")
-    )
-
-
 def details(preset: Preset) -> dict[str, Any]:
     """What `trinity-rec show --json` prints."""
     return {
@@ -63,7 +28,7 @@ def details(preset: Preset) -> dict[str, Any]:
         "gradient": preset.gradient,
         "when": preset.when,
         "source": preset.source,
-        "needs_old_logprobs": needs_old_logprobs(preset.policy_loss),
+        "needs_old_logprobs": preset.needs_old_logprobs,
         "needs_reference": False,
         "algorithm": section(preset),
     }
@@ -116,7 +81,7 @@ def comment_on(field: FieldInfo, name: str) -> str:
 
 def section_text(preset: Preset, unicode: bool = True) -> str:
     """The section as YAML to paste, commented; what configs/algorithms/<preset>.yaml holds."""
-    needs = "the rollout's logprobs" if needs_old_logprobs(preset.policy_loss) else "nothing but rewards"
+    needs = "the rollout's logprobs" if preset.needs_old_logprobs else "nothing but rewards"
     lines = [
         *_comment(f"{preset.title} ({preset.family}). {preset.when}"),
         *_comment(f"Gradient: {readable(preset.gradient) if unicode else preset.gradient}"),
