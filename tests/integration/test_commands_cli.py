@@ -215,7 +215,7 @@ ONE = torch.ones(()).exp().log().item()
 
 
 def near(tokens, far: float = 2 * ONE):
-    return (tokens.log_rho.abs() < far).float()
+    return (tokens.log_ratio.abs() < far).float()
 
 
 class Mine(PolicyLossFn):
