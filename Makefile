@@ -77,10 +77,10 @@ check: $(ALL)
 generate: $(ALL)
 	$(BIN)/python scripts/generate.py
 
-# Pure functions on all cores; whole runs, which bring processes of their own, one after the other.
+# Pure functions on all cores; whole runs, which bring processes of their own, two at a time, the longest first.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile tests/unit tests/conformance
-	$(BIN)/pytest tests/integration tests/end_to_end
+	$(BIN)/pytest -n 2 --dist loadfile tests/end_to_end tests/integration
 
 test-vllm: $(VLLM)
 	$(VENV_VLLM)/bin/python -m pytest -o faulthandler_timeout=0 tests/vllm

@@ -58,6 +58,7 @@ def whole_run(session, place, name):
     return [step.reward for step in steps], weights_after(place / name, place / "weights", STEPS)
 
 
+@pytest.mark.soak
 def test_two_runs_are_the_same(session, place, unbroken):
     rewards, weights = whole_run(session, place, "again")
     assert rewards == unbroken[0]

@@ -149,6 +149,7 @@ def test_every_name_resolves_on_both_nodes(session):
     assert all(name.rpartition(".")[2] == found or found.endswith(name) for name, found in there.items())
 
 
+@pytest.mark.soak
 def test_a_run_loses_the_explorers_node_and_completes_on_a_new_one(session, place, placed):
     steps, checkpoint = lose_second_node(session, place / "new")
     start_second_node(session)

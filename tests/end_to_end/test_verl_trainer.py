@@ -1,4 +1,7 @@
-"""Trinity's own VERLTrainer on the CPU, by `trinity run` in `mode: train`: with a reference model, and without."""
+"""Trinity's own VERLTrainer on the CPU, by `trinity run` in `mode: train`: with a reference model, and without.
+
+With the Tinker set's versions; tests/vllm has the same in each CI run, with those of the main road.
+"""
 
 from __future__ import annotations
 
@@ -107,6 +110,7 @@ def config(model_dir: Path, experiences: str, root: Path, algorithm: dict) -> di
     }
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     "algorithm, reference",
     [

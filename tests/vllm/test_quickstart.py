@@ -42,9 +42,12 @@ def test_a_quickstart_trains_by_vllm_and_verl_and_is_benched(tmp_path):
 
     # The sampler's logprobs are the trainer's as long as both have the same weights, and new weights do arrive: the
     # rollouts of odd steps are fresh, those of even ones a step old.
-    gaps = [abs(step.metrics["actor/kl_k1"]) for step in trained_steps(out / "trinity")]
+    steps = trained_steps(out / "trinity")
+    gaps = [abs(step.metrics["actor/kl_k1"]) for step in steps]
     assert max(gaps[0::2]) < 1e-5
     assert min(gaps[1:4:2]) > 1e-3, "towards the end the steps are small"
+
+    assert not any("time/ref" in step.metrics for step in steps), "no KL term, no reference model"
 
     # Every weight has changed.
     job = out / "trinity" / "quickstart"
