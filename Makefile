@@ -67,12 +67,10 @@ lint: $(ALL)
 	$(BIN)/mypy
 
 # The core alone, in under a minute: what a change of the maths should run first.
-check: $(ALL)
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/pytest -q tests/unit/test_objective_*.py tests/unit/test_shaping.py tests/unit/test_derivation.py \
-		tests/conformance/test_corrections.py tests/integration/test_algorithm_config.py -m "not slow"
+check: lint
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto tests/unit/test_objective_*.py tests/unit/test_shaping.py \
+		tests/unit/test_derivation.py tests/conformance/test_corrections.py tests/integration/test_algorithm_config.py \
+		-m "not slow"
 
 generate: $(ALL)
 	$(BIN)/python scripts/generate.py

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from urllib.request import Request, urlopen
 
@@ -15,12 +16,14 @@ from trinity_rec.session import Session, TrainedStep
 from trinity_rec.shipped import example
 
 BATCH, GROUP = 4, 4
+ROOT = Path(__file__).parents[2]
 PLUGIN_DIR = Path(trinity_rec.__file__).parent / "plugin" / "register"
 
 
 @pytest.fixture(scope="module")
 def ray_session(tmp_path_factory):
     with Session(tmp_path_factory.mktemp("session") / "logs") as session:
+        session.env["PYTHONPATH"] += f"{os.pathsep}{ROOT}"  # Ray's processes find tests.own_rules
         session.start_ray()
         session.env |= {"TRINITY_REC_MODEL": str(ASSETS / "model"), "TRINITY_REC_TASKS": str(ASSETS / "tasks")}
         yield session
@@ -74,16 +77,19 @@ def test_a_kl_term_has_a_reference_pass(session, tmp_path):
         assert "actor/kl_loss" in step.metrics and step.metrics["actor/grad_norm"] > 0
 
 
-def test_a_plain_name_with_the_plugin_directory_and_no_reference_pass(session, tmp_path, monkeypatch):
+def test_a_plain_name_a_rule_of_ones_own_and_no_reference_pass(session, tmp_path, monkeypatch):
     monkeypatch.setitem(session.env, "TRINITY_PLUGIN_DIRS", str(PLUGIN_DIR))
     before = sample_requests(session)
-    plain = {"algorithm_type": "red_weight", "policy_loss_fn_args": {"temp": 0.5}}
+    own_rule = {"clip_mode": "tests.own_rules.soft_clip", "softness": 2.0}
+    plain = {"algorithm_type": "red_weight", "policy_loss_fn_args": {"temp": 0.5, **own_rule}}
     nothing = {"kl_loss_fn": "k2", "kl_loss_fn_args": {"kl_coef": 0.0}}
     steps = run(session, tmp_path, 2, **{f"algorithm__{key}": value for key, value in (plain | nothing).items()})
     assert "Failed to load plugin" not in session.log("trinity")
     assert sample_requests(session) - before == BATCH * len(steps)
     for step in steps:
         assert "actor/kl_loss" not in step.metrics and step.metrics["actor/grad_norm"] > 0
+    # M = 1 / (1 + 2 (log rho)^2) is 1 where the rollouts are fresh, and less where they are a step old.
+    assert abs(steps[0].metrics["actor/pg_clipfrac"]) < 1e-4 < steps[1].metrics["actor/pg_clipfrac"]
 
 
 def test_informative_masks_under_fixed_sync(session, tmp_path):

@@ -124,6 +124,14 @@ def test_every_preset_trains_with_the_gradient_of_the_whole_batch(worker, model_
     assert gradient_norm(trained) == pytest.approx(expected, rel=1e-4)
 
 
+def test_a_rule_of_ones_own_trains_with_its_gradient(worker, model_dir):
+    own = {"clip_mode": "tests.own_rules.soft_clip", "softness": 4.0}
+    expected = expected_norm(model_dir, Objective(**own))
+    assert expected != pytest.approx(expected_norm(model_dir, Objective()), rel=1e-2)
+    trained = worker(max_tokens=12, algorithm_type="trinity_rec.rec", policy_loss_fn_args=own)
+    assert gradient_norm(trained) == pytest.approx(expected, rel=1e-4)
+
+
 def test_one_micro_batch_gives_the_same_gradient(worker, model_dir):
     whole = worker(max_tokens=4096, algorithm_type="trinity_rec.rec_grpo")
     expected = expected_norm(model_dir, Objective(**PRESETS["rec_grpo"].policy_loss))

@@ -10,7 +10,7 @@ from trinity_rec.lab import training
 from trinity_rec.lab.model import TinyPolicy
 from trinity_rec.lab.training import COLUMNS, Experiment, objective_of, shaping_of, train
 from trinity_rec.presets import PRESETS
-from trinity_rec.variants import SETTINGS, VARIANTS, Setting
+from trinity_rec.variants import SETTINGS, VARIANTS, Setting, Variant
 
 SHORT = Experiment(
     "addition", SETTINGS["on_policy"], VARIANTS["rec_grpo"], 0, 5e-4, steps=6, problems=4, samples=4, evaluate_every=3
@@ -107,6 +107,17 @@ def test_every_preset_is_a_variant_with_the_table_s_arguments():
 def test_every_variant_trains(name):
     rows = train(replace(SHORT, variant=VARIANTS[name], setting=SETTINGS["sync_interval_20"], steps=3))
     assert np.isfinite(values(rows)[1:]).all()
+
+
+def test_a_rule_of_ones_own_trains():
+    own = {"clip_mode": "tests.own_rules.soft_clip"}
+    plain, open_, soft = (
+        values(train(replace(SHORT, setting=SETTINGS["offline"], variant=Variant("own", "own", "rec", rule))))
+        for rule in ({}, {**own, "softness": 0.0}, {**own, "softness": 2.0})
+    )
+    np.testing.assert_array_equal(open_, plain)  # with softness 0 it clips nothing
+    clipped = COLUMNS.index("clip_fraction")
+    assert plain[-1][clipped] == 0 < soft[-1][clipped]
 
 
 @pytest.mark.slow
