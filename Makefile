@@ -20,7 +20,7 @@ RESULTS := runs/benchmarks
 TRL := runs/trl/bin/python
 SMOLLM2 := runs/smollm2/model
 
-.PHONY: help venv quickstart quickstart-vllm test test-vllm soak bench lint clean
+.PHONY: help venv quickstart quickstart-vllm check generate test test-vllm soak bench lint clean
 
 help:
 	@echo "make quickstart  train a small model on this machine, from nothing, and report its accuracy before and after"
