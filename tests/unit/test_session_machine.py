@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from trinity_rec.quickstart.run import ASSETS
+from trinity_rec.quickstart.subject import ASSETS
 from trinity_rec.session import LaunchError, machine
 from trinity_rec.session.machine import needs, parameters, refusals
 from trinity_rec.session.run import ANY_PORT, SERVER, load, require

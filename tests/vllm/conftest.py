@@ -6,7 +6,7 @@ These tests need the environment of `make test-vllm`; nothing is skipped where i
 import pytest
 
 from trinity_rec import without_gpu
-from trinity_rec.quickstart.run import ASSETS
+from trinity_rec.quickstart.subject import ASSETS
 from trinity_rec.session import Session
 
 

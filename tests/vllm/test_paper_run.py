@@ -11,7 +11,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from tests.vllm.small_run import GROUP, PROBLEMS
-from trinity_rec.quickstart.run import ASSETS
+from trinity_rec.quickstart.subject import ASSETS
 from trinity_rec.session.bench import evaluated_steps
 from trinity_rec.shipped import example
 

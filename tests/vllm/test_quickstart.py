@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from tests.vllm.small_run import write_config
-from trinity_rec.quickstart.run import ASSETS
+from trinity_rec.quickstart.subject import ASSETS
 from trinity_rec.session import MARK, marked_processes, trained_steps
 from trinity_rec.session.bench import evaluated_steps
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.vllm.small_run import GROUP, PATIENCE, PROBLEMS, write_config
-from trinity_rec.quickstart.run import ASSETS
+from trinity_rec.quickstart.subject import ASSETS
 from trinity_rec.session import Session, TrainedStep
 
 pytestmark = pytest.mark.timeout(1800)

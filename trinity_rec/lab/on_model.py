@@ -61,7 +61,12 @@ class Grid:
 
     @classmethod
     def of(cls, task: str, model: Path, device: str, out: Path) -> Grid:
-        """The grid of a task; in bfloat16 where that is faster, or as the runs in `out` are."""
+        """The grid of a task; in bfloat16 where that is faster, or as the runs in `out` are.
+
+        Raises:
+            ServeError: no such model or device.
+        """
+        LanguageModel.load(model, device)  # what is wrong with it is said here, once
         setting, variant = SETTINGS["on_policy"], VARIANTS["rec_grpo"]
         bf16 = json.loads((out / SCALE).read_text(encoding="utf-8"))["bf16"] if (out / SCALE).exists() else None
         bf16 = bf16_is_faster(device) if bf16 is None else bf16
@@ -88,22 +93,12 @@ def reproduce_on_model(
         The objects of `claims.json`.
 
     Raises:
-        ServeError: no such model, or too little memory for it.
+        ServeError: too little memory.
         OtherResults: `out` holds the runs of something else.
     """
     like, model = grid.like, grid.like.model
-    LanguageModel.load(model, like.device)  # what is wrong with it is said here, once
     workers = room_for(model, like.device, workers)
-    scale = {
-        "task": like.task,
-        "seeds": grid.seeds,
-        "steps": like.steps,
-        "problems": like.problems,
-        "samples": like.samples,
-        "model": {"parameters": parameters(str(model)), "digest": digest(model)},
-        "bf16": like.bf16,
-    }
-    claim_directory(out, scale)
+    claim_directory(out, scale_of(grid))
     rate = measured_rate(grid, out, workers, console)
     claims = [claim for name in names if name in CLAIMS if (claim := CLAIMS[name].measured_in(grid.cells)).parts]
     needed = {cell for claim in claims for cell in claim.cells} if set(CLAIMS) - set(names) else grid.cells
@@ -129,6 +124,19 @@ def reproduce_on_model(
     jobs = [grid.job(out, cell, seed, rate) for cell in wanted for seed in range(grid.seeds)]
     run_grid(jobs, workers, console, like.task, settle)
     return settle()
+
+
+def scale_of(grid: Grid) -> dict[str, Any]:
+    like = grid.like
+    return {
+        "task": like.task,
+        "seeds": grid.seeds,
+        "steps": like.steps,
+        "problems": like.problems,
+        "samples": like.samples,
+        "model": {"parameters": parameters(str(like.model)), "digest": digest(like.model)},
+        "bf16": like.bf16,
+    }
 
 
 def measured_rate(grid: Grid, out: Path, workers: int, console: Console) -> float:

@@ -7,26 +7,38 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
 from trinity_rec.plot.draw import AFTER, BEFORE, INK, LINE, Curve, Style, draw_curves, dress, new_figure, save
 
 
 @dataclass(frozen=True)
 class Summary:
-    """`accuracy_*`: sampled, on held-out problems, 0 to 1; `reward_by_step[i]`: mean over the batch of step i + 1.
+    """What `summary.json` holds.
 
-    `backend` is what sampled and trained: `local`, or `vllm` for vLLM and verl.
+    Attributes:
+        model: what was trained, `tiny` or `smollm2`.
+        backend: what sampled and trained, `local`, or `vllm` for vLLM and verl.
+        accuracy_before, accuracy_after: of sampled answers to the held-out problems, 0 to 1.
+        greedy_before, greedy_after: of the likeliest answers.
+        reward_by_step: [i] is the mean over the batch of step i + 1.
+        answers: some held-out problems, `question`, `answer`, and the likeliest answers `before` and `after`.
     """
 
+    model: str
     algorithm: str
     backend: str
     steps: int
     sync_interval: int
     accuracy_before: float
     accuracy_after: float
+    greedy_before: float
+    greedy_after: float
     reward_by_step: list[float]
     seconds: float
+    answers: list[dict[str, str]]
 
     def write(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
@@ -36,17 +48,26 @@ class Summary:
         table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
         table.add_column(style="dim")
         table.add_column()
+        table.add_row("model", self.model)
         table.add_row("algorithm", self.algorithm)
         table.add_row("backend", self.backend)
         table.add_row(
             "held-out accuracy",
             f"[bold]{self.accuracy_before:.1%} → {self.accuracy_after:.1%}[/] ({gain:+.1f} points)",
         )
+        table.add_row("likeliest answers", f"{self.greedy_before:.1%} → {self.greedy_after:.1%}")
         table.add_row("steps", f"{self.steps} (sync interval {self.sync_interval})")
         table.add_row("seconds", f"{self.seconds:.0f}")
         table.add_row("picture", str(out / "reward.png"))
         table.add_row("numbers", str(out / "summary.json"))
         table.add_row("logs", f"{out / 'logs'}, Trinity's own in {out / 'trinity'}")
+        return table
+
+    def side_by_side(self) -> Table:
+        """A row a held-out question."""
+        table = Table("held-out question", "answer", "before", "after", box=SIMPLE_HEAD)
+        for row in self.answers:
+            table.add_row(*(Text(" ".join(row[name].split())) for name in ("question", "answer", "before", "after")))
         return table
 
 

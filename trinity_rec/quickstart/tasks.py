@@ -9,8 +9,12 @@ from __future__ import annotations
 import json
 import random
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+Right = Callable[[str, str], bool]
+"""Whether a response, the first, is right by the answer of its problem, the second."""
 
 FINAL_ANSWER = re.compile(r"####\s*(-?[\d,]*\.?\d+)")
 SMALLEST, LARGEST = 10, 99
@@ -54,6 +58,19 @@ def final_answer(text: str) -> float | None:
     """The number behind the last `####` of `text`, or None; `1,234` reads as 1234."""
     found = FINAL_ANSWER.findall(text)
     return float(found[-1].replace(",", "")) if found else None
+
+
+def right_final_answer(response: str, answer: str) -> bool:
+    """By the number behind `####`."""
+    return final_answer(response) == final_answer(answer)
+
+
+def right_last_number(response: str, answer: str) -> bool:
+    """By the last number there is."""
+    from trinity_rec.lab.real_tasks import last_number
+    from trinity_rec.lab.tasks import Problem
+
+    return last_number(Problem("", answer), response) == 1
 
 
 def split_problems(n_train: int = 1024, n_held_out: int = 256, seed: int = 0) -> Split:
