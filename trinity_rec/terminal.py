@@ -46,22 +46,31 @@ def colours() -> Literal["auto"] | None:
 
 
 def print_table(table: Table) -> None:
-    """As wide as the terminal, the first column never folded; where there is none, plain lines with tabs between."""
+    """As wide as the terminal, no name folded: where they do not fit beside each other, a line each. Where there is no
+    terminal, plain lines with tabs between."""
     console = Console(highlight=False, color_system=colours())
-    if console.is_terminal or "COLUMNS" in os.environ:
-        table.box, table.padding = SIMPLE_HEAD, (0, 1, 0, 0)
-        for column in table.columns:
-            column.overflow = "fold"
-        if table.columns:
-            table.columns[0].no_wrap = True
-            table.columns[0].min_width = max(map(cell_len, map(str, table.columns[0].cells)), default=0)
+    heads = [str(column.header) for column in table.columns]
+    rows = list(zip(*(map(str, column.cells) for column in table.columns), strict=True))
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        for row in [heads, *rows]:
+            print("\t".join(Text.from_markup(cell).plain for cell in row))
+        for line in filter(None, [table.caption]):
+            stderr().print(line)
+        return
+    table.box, table.padding = SIMPLE_HEAD, (0, 1, 0, 0)
+    least = 2
+    for column in table.columns:
+        words = [Text.from_markup(str(cell)).plain.split() for cell in (column.header, *column.cells)]
+        column.overflow, column.no_wrap = "fold", all(len(each) < 2 for each in words)
+        least += 1 + max((cell_len(word) for each in words for word in each), default=0)
+    if least <= console.width:
         console.print(table)
         return
-    heads = [str(column.header) for column in table.columns]
-    for row in [heads, *zip(*(column.cells for column in table.columns), strict=True)]:
-        print("\t".join(Text.from_markup(str(cell)).plain for cell in row))
-    for line in filter(None, [table.caption]):
-        stderr().print(line)
+    for first, *others in rows:
+        stdout().print(f"[bold]{first}[/]")
+        for head, cell in zip(heads[1:], others, strict=True):
+            if cell:
+                stdout().print(f"  {head}: {cell}")
 
 
 def print_json(value: Any) -> None:

@@ -15,6 +15,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from trinity_rec.cli import main
+from trinity_rec.paper.experiments import EXPERIMENTS
 from trinity_rec.presets import PRESETS
 
 ESC = "\x1b["
@@ -278,6 +279,22 @@ def test_colour_and_width_are_the_terminals():
     listed = on_a_terminal("list", columns=80)
     assert max(len(re.sub(r"\x1b\[[\d;]*m", "", line).rstrip()) for line in listed.splitlines()) <= 80
     assert all(name in listed for name in PRESETS)
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (["paper", "list"], list(EXPERIMENTS)),
+        (
+            ["diff", "rec_grpo", "off_tis"],
+            ["capped_importance_sampling", "policy_loss_fn_args.epsilon_high", "off_tis"],
+        ),
+    ],
+)
+def test_no_name_is_folded_or_cut(arguments, names, columns):
+    words = re.sub(r"\x1b\[[\d;]*m", "", on_a_terminal(*arguments, columns=columns)).split()
+    assert {name for name in names if name not in words and f"{name}:" not in words} == set()
 
 
 @pytest.mark.parametrize(

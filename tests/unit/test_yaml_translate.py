@@ -35,7 +35,9 @@ def test_every_algorithm_of_the_installed_trinity_is_translated_or_announced(nam
     assert ("the KL term (k2, 0.001) is gone" in notes) == (term != "none")
     assert "averaged over the whole mini-batch" in notes
     algorithm = effective({"algorithm_type": name, "repeat_times": 8})
-    assert (f"policy_loss_fn {name} goes" in notes) == (algorithm.policy_loss_fn not in LOSSES)
+    assert (f"policy_loss_fn {name} goes" in notes) == (name in ("sapo", "topr"))
+    assert algorithm.policy_loss_fn in LOSSES
+    assert ("a ratio above 3 were clipped too" in notes) == (algorithm.policy_loss_fn == "ppo")
     if algorithm.advantage_fn == "grpo":
         assert ("no longer divided by their group's standard deviation" in notes) == (preset != "rec_grpo")
     new, _ = switched(f"algorithm_type: {name}, kl_loss_fn: k3, kl_loss_fn_args: {{kl_coef: 0.02}}", preset)
@@ -61,6 +63,18 @@ def test_every_algorithm_of_the_installed_trinity_is_translated_or_announced(nam
          {"regularizer_coef": 0.2}, ["advantage_fn_args.baseline_shift: -0.2 is regularizer_coef: 0.2"]),
         ("algorithm_type: asymre, advantage_fn_args: {baseline_shift: -0.2}", "rec_grpo",
          {}, ["advantage_fn_args.baseline_shift: -0.2 goes"]),
+        ("algorithm_type: grpo, policy_loss_fn_args: {clip_range: 0.1, clip_ratio_c: 5}", "off_dual_clip",
+         {"epsilon_low": 0.1, "epsilon_high": 0.1, "dual_clip": 5}, ["clip_ratio_c: 5 is dual_clip: 5 from now on"]),
+        ("algorithm_type: cispo, policy_loss_fn_args: {clip_range_low: 0.5, clip_range_high: 2.0}", "off_cispo",
+         {"epsilon_low": 0.5, "epsilon_high": 2.0}, ["clip_range_high: 2.0 is epsilon_high: 2.0 from now on"]),
+        ("algorithm_type: cispo, policy_loss_fn_args: {clip_range_high: 2.0, enable_mask_clip: true}", "rec_oneside_is",
+         {}, ["clip_range_high: 2.0 goes; rec_oneside_is has epsilon_high: 0.2", "enable_mask_clip drops tokens"]),
+        ("algorithm_type: sapo, policy_loss_fn_args: {tau_pos: 2.0, tau_neg: 3.0}", "off_sapo",
+         {"tau_positive": 2.0, "tau_negative": 3.0}, ["tau_neg: 3.0 is tau_negative: 3.0", "the gate's derivative"]),
+        ("algorithm_type: topr, policy_loss_fn_args: {advantage_threshold: 0.1}", "off_topr",
+         {}, ["advantage_threshold: 0.1 goes; off_topr has no such argument", "it clips the ratio of each token"]),
+        ("algorithm_type: sppo, policy_loss_fn_args: {epsilon: 0.25}", "rec_twoside_nois",
+         {"epsilon_high": 0.25}, ["epsilon: 0.25 is epsilon_low: 0.2 and epsilon_high: 0.25"]),
         ("algorithm_type: grpo, policy_loss_fn: rec, policy_loss_fn_args: {clip_mode: one-side, epsilon_high: 2.0}",
          "rec_oneside_nois", {"epsilon_high": 2.0}, []),
     ],
@@ -112,7 +126,9 @@ def test_what_goes_between_presets_is_announced_too():
 @pytest.mark.parametrize(
     "algorithm",
     [
-        "algorithm_type: grpo, policy_loss_fn_args: {clip_range: 0.3, clip_ratio_c: 1000000}",
+        "algorithm_type: grpo, policy_loss_fn_args: {clip_range: 0.3, clip_ratio_c: 1.5}",
+        "algorithm_type: cispo, policy_loss_fn_args: {clip_range_low: 0.4, clip_range_high: 0.3}",
+        "algorithm_type: sppo, policy_loss_fn_args: {epsilon: 0.3}",
         "algorithm_type: gspo, policy_loss_fn_args: {clip_range_low: 0.1, clip_range_high: 0.2}",
         "algorithm_type: grpo, policy_loss_fn: importance_sampling",
         "algorithm_type: opmd",

@@ -47,10 +47,23 @@ def list_command(
     if as_json:
         print_json([overview(each) for each in chosen])
         return
+    if stdout().is_terminal:
+        print_tasks(chosen)
+        return
     table = Table("experiment", "model", "algorithm", "figures")
     for each in chosen:
         table.add_row(each.name, each.task.model, each.algorithm.title, ", ".join(each.figures))
     print_table(table)
+
+
+def print_tasks(experiments: list[Experiment]) -> None:
+    """Names in a column of their own under their task, never folded."""
+    width = max((len(each.name) for each in experiments), default=0)
+    for task in dict.fromkeys(each.task for each in experiments):
+        stdout().print(f"[bold]{task.title}[/] {task.model}; figures")
+        for each in experiments:
+            if each.task == task:
+                stdout().print(f"  [cyan]{each.name:<{width}}[/]  {', '.join(each.figures)}")
 
 
 def overview(experiment: Experiment) -> dict[str, object]:

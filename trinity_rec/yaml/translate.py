@@ -26,6 +26,8 @@ COUNTERPARTS = {
     "gspo": "rec_gspo_is",
     "opmd": "rep_opmd",
     "asymre": "rep_asymre",
+    **{name: f"off_{name}" for name in ("cispo", "sapo", "topr")},
+    "sppo": "rec_twoside_nois",
 }
 
 
@@ -92,7 +94,12 @@ def carried(section: Mapping[str, Any], preset: Preset) -> Arguments:
 def _same_mode(name: str, args: Mapping[str, Any], own: Mapping[str, Any], block: type[Declared]) -> bool:
     """Whether the modes by which the preset reads an argument are the same in both."""
     modes = [each.mode for each in block.read_under(name) if own.get(each.mode) in each.values]
-    return all(args.get(mode, own.get(mode)) == own.get(mode) for mode in modes)
+    return all(_range_of(args.get(mode, own.get(mode))) == _range_of(own.get(mode)) for mode in modes)
+
+
+def _range_of(mode: Any) -> Any:
+    """Dual clip has the clip range of one-side, and a bound beside it."""
+    return "one-side" if mode == "dual-clip" else mode
 
 
 def nearest(section: Mapping[str, Any], path: str = "") -> tuple[Preset, Arguments]:
@@ -161,6 +168,12 @@ def announcements(old: Mapping[str, Any], section: Mapping[str, Any], preset: Pr
                 else "advantages are no longer divided by their group's standard deviation: steps shrink, at least by "
                 "half for rewards of 0 and 1"
             )
+        dual_clip = was.args[LOSS_ARGS].get("clip_mode") == "dual-clip" != new[LOSS_ARGS]["clip_mode"]
+        if dual_clip and (LOSS_ARGS, "dual_clip") not in was.origin:
+            notes.append(
+                f"policy_loss_fn {was.algorithm.policy_loss_fn}: tokens with A < 0 and a ratio above "
+                f"{was.args[LOSS_ARGS]['dual_clip']:g} were clipped too; off_dual_clip does so"
+            )
         notes.append(
             "the loss is averaged over the whole mini-batch; on verl Trinity's own adds up the averages of its pieces: "
             "steps were larger by their number"
@@ -177,7 +190,7 @@ def _of_arguments(old: Mapping[str, Any], new: Arguments, was: Meaning | None, p
         for name, value in (old.get(key) or {}).items():
             place = f"{key}.{name}"
             ours = [where for where, theirs in origin.items() if theirs == place] or [(key, name)]
-            said = [(group, argument, new[group].get(argument)) for group, argument in ours]
+            said = [(group, argument, _counting(group, argument, new, was)) for group, argument in ours]
             meant = (
                 [was.args[group][argument] if origin.get((group, argument)) else value for group, argument, _ in said]
                 if was
@@ -188,8 +201,17 @@ def _of_arguments(old: Mapping[str, Any], new: Arguments, was: Meaning | None, p
                     names = " and ".join(f"{argument}: {now}" for _, argument, now in said)
                     yield f"{place}: {value} is {names} from now on"
             else:
-                others = [f"{argument}: {now}" for _, argument, now in said if argument in _own_arguments(preset)[key]]
+                others = [
+                    f"{argument}: {now}" for group, argument, now in said if now is not None and argument in new[group]
+                ]
                 yield f"{place}: {value} goes; {preset.name} has {' and '.join(others) or 'no such argument'}"
+
+
+def _counting(group: str, argument: str, new: Arguments, was: Meaning | None) -> Any:
+    """The value of an argument; None where it counted and does no longer."""
+    block = BLOCKS[group]
+    counted = was is not None and block.is_read(argument, was.args[group])
+    return None if counted and not block.is_read(argument, new[group]) else new[group].get(argument)
 
 
 def _of_terms(old: Mapping[str, Any], section: Mapping[str, Any], was: Meaning | None) -> Iterator[str]:

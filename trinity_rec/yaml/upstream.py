@@ -7,13 +7,13 @@ tables here say which of these blocks' arguments are ours under another name, an
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from trinity_rec.objective import Objective
 from trinity_rec.plugin import registries
-from trinity_rec.presets import PRESETS
 
 if TYPE_CHECKING:
     from trinity.common.config import AlgorithmConfig
@@ -28,37 +28,60 @@ class Block:
     """A loss or an advantage of Trinity's.
 
     Attributes:
-        is_ours: the arguments that say it here; None: it has no equal.
-        renamed: its argument -> ours of the same meaning.
+        is_ours: the arguments that say it here.
+        means: its argument -> the arguments of ours that a value of it is.
         differs: how its gradient differs all the same, for every value of its arguments.
     """
 
-    is_ours: Mapping[str, Any] | None
-    renamed: Mapping[str, str] = field(default_factory=dict)
+    is_ours: Mapping[str, Any]
+    means: Mapping[str, Callable[[Any], dict[str, Any]]] = field(default_factory=dict)
     differs: str = ""
 
 
-_RANGE = {"clip_range_low": "epsilon_low", "clip_range_high": "epsilon_high"}
+_NEUTRAL = dict.fromkeys(("clip_mode", "weight", "regularizer"), "none")
+
+
+def _called(**names: str) -> dict[str, Callable[[Any], dict[str, Any]]]:
+    """Arguments of theirs that have another name here, or the same."""
+    return {theirs: lambda value, ours=ours: {ours: value} for theirs, ours in names.items()}  # type: ignore[misc]
+
+
+_RANGE = _called(clip_range_low="epsilon_low", clip_range_high="epsilon_high")
+# `clip_range` is both, unless these are given.
+_RANGES = {"clip_range": lambda value: {"epsilon_low": value, "epsilon_high": value}, **_RANGE}
 _REC = (
     *("clip_mode", "weight", "regularizer", "regularizer_coef", "temp"),
     *("epsilon_low", "epsilon_high", "epsilon_low_prime", "epsilon_high_prime"),
 )
 LOSSES = {
-    "rec": Block({}, {name: name for name in _REC}),
-    "ppo": Block({"clip_mode": "one-side", "weight": "importance_sampling"}, _RANGE),
-    "gspo": Block({"clip_mode": "gspo-one-side", "weight": "gspo_importance_sampling"}, _RANGE),
+    "rec": Block({}, _called(**{name: name for name in _REC})),
+    "ppo": Block(
+        {"clip_mode": "dual-clip", "weight": "importance_sampling"}, _RANGES | _called(clip_ratio_c="dual_clip")
+    ),
+    "gspo": Block({"clip_mode": "gspo-one-side", "weight": "gspo_importance_sampling"}, _RANGES),
+    "cispo": Block({"weight": "clipped_importance_sampling"}, _RANGE),
+    "sapo": Block(
+        {"weight": "sapo"},
+        _called(tau_pos="tau_positive", tau_neg="tau_negative"),
+        "it weighs by the value of its gate, SAPO by the gate's derivative (docs/corrections.md)",
+    ),
+    "topr": Block({"weight": "topr"}, {}, "it clips the ratio of each token, TOPR that of the response"),
+    "sppo": Block(
+        {"clip_mode": "two-side"}, {"epsilon": lambda eps: {"epsilon_low": eps / (1 + eps), "epsilon_high": eps}}
+    ),
     "importance_sampling": Block({"weight": "importance_sampling"}),
-    # Its tau is the paper's: the pull towards the rollout policy is tau / 2 (log rho)^2, here regularizer_coef.
-    "opmd": Block({}),
+    # Its tau is the paper's: the pull towards the rollout policy is tau / 2 (log rho)^2.
+    "opmd": Block({}, {"tau": lambda tau: {"regularizer": "k2", "regularizer_coef": tau / 2}}),
 }
+_ASYMRE = Block({}, {"baseline_shift": lambda shift: {"regularizer": "forward-kl", "regularizer_coef": -shift}})
 ADVANTAGES = {
-    "rec": Block({}, {name: name for name in ("epsilon", "std_normalize", "drop")}),
-    "grpo": Block({"std_normalize": True}, {"epsilon": "epsilon"}),
-    "grpo_verl": Block({"std_normalize": True}, {"epsilon": "epsilon"}),
+    "rec": Block({}, _called(epsilon="epsilon", std_normalize="std_normalize", drop="drop")),
+    "grpo": Block({"std_normalize": True}, _called(epsilon="epsilon")),
+    "grpo_verl": Block({"std_normalize": True}, _called(epsilon="epsilon")),
     "opmd": Block({}),
     "opmd_verl": Block({}),
-    "asymre": Block({}),
-    "asymre_verl": Block({}),
+    "asymre": _ASYMRE,
+    "asymre_verl": _ASYMRE,
     "rloo": Block(
         {}, differs="the mean of the other responses is its baseline, so steps were n / (n - 1) times as large"
     ),
@@ -114,39 +137,38 @@ def meaning(section: Mapping[str, Any]) -> Meaning | None:
         (ADVANTAGE_ARGS, algorithm.advantage_fn, ADVANTAGES, registries.ADVANTAGES),
     ):
         block = blocks.get(name)
-        if block is None or block.is_ours is None:
+        if block is None:
             said = _OTHER_ADVANTAGES.get(name, "no preset has it")
-            if f"off_{name}" in PRESETS:
-                said = f"off_{name} is its preset"
             differs.append(f"{key.removesuffix('_args')} {name} goes: {said}")
             continue
         if block.differs:
             differs.append(f"{key.removesuffix('_args')} {name} goes: {block.differs}")
         given = section.get(key) or {}
         old = {**_constructor_defaults(registry.get(name)), **(getattr(algorithm, key) or {})}
-        args[key] |= block.is_ours
-        if name in ("ppo", "gspo") and old.get("clip_range") is not None:
-            args[key] |= dict.fromkeys(_RANGE.values(), old["clip_range"])
-            origin |= {(key, ours): f"{key}.clip_range" for ours in _RANGE.values() if "clip_range" in given}
-        for theirs, ours in block.renamed.items():
-            if old.get(theirs) is not None or theirs == "drop":
-                args[key][ours] = old.get(theirs)
-                if theirs in given:
-                    origin[key, ours] = f"{key}.{theirs}"
+        args[key] |= {**(_NEUTRAL if key == LOSS_ARGS else {}), **block.is_ours}
+        for theirs, translated in block.means.items():
+            value = old.get(theirs)
+            if (value is None and theirs != "drop") or _is_off(name, theirs, given):
+                continue
+            for ours, meant in translated(value).items():
+                group = LOSS_ARGS if ours in Objective.model_fields else ADVANTAGE_ARGS
+                args[group][ours] = meant
+                if theirs in given and ours not in _NEUTRAL:
+                    origin[group, ours] = f"{key}.{theirs}"
         if name == "opmd" and key == LOSS_ARGS:
             differs.append(f"policy_loss_fn opmd divides its loss by 1 + tau = {1 + old['tau']:g}; steps grow by that")
-            if "tau" in given:
-                args[key] |= {"regularizer": "k2", "regularizer_coef": old["tau"] / 2}
-                origin[key, "regularizer_coef"] = f"{key}.tau"
-        if name.startswith("asymre"):
-            args[LOSS_ARGS] |= {"regularizer": "forward-kl", "regularizer_coef": -old["baseline_shift"]}
-            if "baseline_shift" in given:
-                origin[LOSS_ARGS, "regularizer_coef"] = f"{key}.baseline_shift"
+        if name == "cispo" and old["enable_mask_clip"]:
+            differs.append("policy_loss_fn cispo goes: enable_mask_clip drops tokens besides, which no preset does")
     # The key beside the arguments is written into them where they have it; else the constructor's default counts.
     loss = _constructor_defaults(registries.POLICY_LOSSES.get(algorithm.policy_loss_fn))
     is_read = "loss_agg_mode" in (algorithm.policy_loss_fn_args or {})
     average = algorithm.loss_agg_mode if is_read else loss.get("loss_agg_mode")
     return Meaning(args, origin, average, bool(args[ADVANTAGE_ARGS].get("std_normalize")), differs, algorithm)
+
+
+def _is_off(name: str, argument: str, given: Mapping[str, Any]) -> bool:
+    """OPMD without a tau in the YAML is OPMD as it comes: the default is no choice of the user's to carry."""
+    return name == "opmd" and argument not in given
 
 
 @cache
