@@ -54,8 +54,7 @@ def print_table(table: Table) -> None:
     if not console.is_terminal and "COLUMNS" not in os.environ:
         for row in [heads, *rows]:
             print("\t".join(Text.from_markup(cell).plain for cell in row))
-        for line in filter(None, [table.caption]):
-            stderr().print(line)
+        _print_caption(table)
         return
     table.box, table.padding = SIMPLE_HEAD, (0, 1, 0, 0)
     least = 2
@@ -71,6 +70,12 @@ def print_table(table: Table) -> None:
         for head, cell in zip(heads[1:], others, strict=True):
             if cell:
                 stdout().print(f"  {head}: {cell}")
+    _print_caption(table)
+
+
+def _print_caption(table: Table) -> None:
+    if table.caption:
+        stderr().print(table.caption)
 
 
 def print_json(value: Any) -> None:
