@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from trinity_rec.lab import rates
 from trinity_rec.lab.claims import CLAIMS
 from trinity_rec.lab.report import mass_table, parts_table, rewards_table, summary_table, trinity_table
 from trinity_rec.lab.reproduce import ALL_CLAIMS, BANDIT, BANDIT_RULE, FULL, cells
 from trinity_rec.lab.tasks import TASKS
+from trinity_rec.lab.training import Experiment
 from trinity_rec.lab.warm_up import ASSETS
 from trinity_rec.variants import SETTINGS, VARIANTS
 
@@ -78,3 +80,18 @@ def test_the_models_and_the_rates_are_those_in_use():
         row = next(line for line in PAGE.splitlines() if re.match(rf"\| {task.title} \| [+-]", line))
         assert row.endswith(f"| {TASKS[name].rate:g} |")
     assert all(setting.title.split()[0] in PAGE for setting in SETTINGS.values())
+
+
+def test_the_real_model_s_rates_are_those_that_were_measured():
+    for path in (RESULTS / "smollm2").glob("*/rates.json"):
+        measured, task = json.loads(path.read_text(encoding="utf-8")), path.parent.name
+        gains = " | ".join(f"{gain:+.2f}" for gain in measured["gains"].values())
+        assert f"| {task} | {gains} | {measured['chosen']:g} |" in PAGE
+        curves = rates.jobs(
+            Experiment(task, SETTINGS["on_policy"], VARIANTS["rec_grpo"], 0, 0.0),
+            path.parent,
+            rates.REAL_CANDIDATES,
+            rates.REAL_SEEDS,
+        )
+        assert {f"{rate:g}": round(gain, 4) for rate, gain in rates.gains(curves).items()} == measured["gains"]
+        assert rates.chosen(rates.gains(curves)) == measured["chosen"]

@@ -62,10 +62,10 @@ def smollm2(out: Path) -> Subject:
         "model.max_response_tokens": 16,
         "model.max_model_len": 80,
         "buffer.batch_size": 8,
-        "buffer.total_steps": 30,
+        "buffer.total_steps": 20,
         "buffer.explorer_input.taskset.name": "products",
         "buffer.explorer_input.default_reward_fn_type": "trinity_rec.quickstart.reward.LastNumberReward",
-        "trainer.total_steps": 30,
+        "trainer.total_steps": 20,
     }
     return Subject(SMOLLM2.resolve(), tasks, right_last_number, 16, changes, bf16_is_faster("cpu"))
 
