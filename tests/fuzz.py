@@ -22,7 +22,6 @@ with atheris.instrument_imports(
 ):
     import torch
     import yaml
-    from pydantic import ValidationError
 
     from tests.integration.test_reliability_server import text, training
     from tests.unit.test_reliability_configs import FILES, PLUGIN, REST, document
@@ -66,19 +65,13 @@ def fuzz_wire(data: bytes) -> None:
             assert ".." not in Path(path.run, path.kind, path.name).parts and len(str(path)) < 500
         else:
             for body in BODIES:
-                with contextlib.suppress(ValidationError):
-                    request = body.model_validate(json.loads(content))
+                with contextlib.suppress(RequestError):
+                    request = wire.parse(body, content, {"content-type": "application/json"})
                     if isinstance(request, wire.Asample):
                         wanted = request.request(None, SERVED)
                         assert len(wanted.prompt) > 0 and len(wanted.prompt) + wanted.max_tokens <= 64
     except RequestError as error:
-        assert 400 <= error.status < 500 and "\n" not in error.reason
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
-        if kind in (b"p", b"z", b"s"):
-            raise
-    except ValueError as error:  # Python's own limit on the digits of a number; FastAPI makes it a 400
-        if "integer string conversion" not in str(error):
-            raise
+        assert 400 <= error.status < 500 and "\n" not in error.reason and len(error.reason) < 1000
 
 
 def fuzz_config(data: bytes) -> None:

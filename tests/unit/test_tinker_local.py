@@ -246,7 +246,7 @@ def test_without_any_weight_all_logprobs_are_wanted_and_the_gradient_is_zero(ser
 # ---- drawing ----
 
 
-@pytest.mark.parametrize("vocabulary", [5, 256, 1000])
+@pytest.mark.parametrize("vocabulary", [5, 256, 1000, 5000])
 def test_a_token_is_picked_where_the_running_mass_exceeds_the_share(vocabulary):
     generator = torch.Generator().manual_seed(0)
     mass = torch.rand(64, vocabulary, generator=generator) ** 8

@@ -169,3 +169,31 @@ def test_weights_that_cannot_be_had_fail_who_wants_them_and_nobody_else(served, 
     good, no_weights, no_number, again = answers(sampler, [GOOD, missing, diverged, GOOD])
     assert tokens(good) == tokens(again)
     assert "no such weights" in str(no_weights) and "not finite" in str(no_number)
+
+
+def test_who_cancels_leaves_the_batch_or_the_queue_and_the_others_are_sampled(sampler):
+    alone = tokens(answers(sampler, [GOOD])[0])
+    endless = dataclasses.replace(GOOD, samples=60, max_tokens=500, ends=False)
+    queue, good = Queue(), Queue()
+    running, waiting = (sampler.submit(endless, queue.put) for _ in range(2))
+    finished = sampler.submit(GOOD, good.put)
+    sampler.cancel(waiting)  # no room for it beside the first
+    sampler.cancel(running)
+    for _ in range(2):
+        assert "cancelled" in str(queue.get(timeout=60))
+    assert tokens(good.get(timeout=60)) == alone
+    sampler.cancel(finished)  # too late, and no harm
+    assert tokens(answers(sampler, [GOOD])[0]) == alone
+    assert sampler.stats.snapshot()["generate_tokens"] < 60 * 500, "it was sampled to its end"
+    assert queue.empty()
+
+
+def test_a_cancelled_request_that_fails_its_batch_takes_nobody_along(sampler):
+    bad, good = BAD["half a surrogate pair"], dataclasses.replace(GOOD, max_tokens=40, ends=False)
+    alone = tokens(answers(sampler, [good])[0])
+    queue, other = Queue(), Queue()
+    cancelled = sampler.submit(dataclasses.replace(bad, max_tokens=40, ends=False), queue.put)
+    sampler.submit(good, other.put)
+    sampler.cancel(cancelled)
+    assert isinstance(queue.get(timeout=60), Exception)
+    assert tokens(other.get(timeout=60)) == alone

@@ -18,7 +18,7 @@ from trinity_rec.tinker_local import losses, wire
 from trinity_rec.tinker_local.errors import RequestError
 from trinity_rec.tinker_local.futures import Answer, Futures
 from trinity_rec.tinker_local.model import ServedModel
-from trinity_rec.tinker_local.sampling import BatchSampler, SampleResult
+from trinity_rec.tinker_local.sampling import BatchSampler, Job, SampleResult
 from trinity_rec.tinker_local.stats import Stats
 from trinity_rec.tinker_local.training import TrainingRun
 from trinity_rec.tinker_local.weights import CHECKPOINT, SAMPLER, SnapshotPath, WeightStore, is_name
@@ -94,6 +94,7 @@ class Backend:
         self._clients: dict[str, Client] = {}
         self._sampling: dict[str, SamplingSession] = {}
         self._runs: dict[str, Run] = {}
+        self._sampled: dict[str, Job] = {}  # sampling requests without an answer
         self._in_making: dict[str, str] = {}  # runs that are waiting to be made, and their client sessions
         self._swept = time.monotonic()
 
@@ -266,9 +267,17 @@ class Backend:
             else:
                 loop.call_soon_threadsafe(future.set_result, wire.sample_response(outcome))
 
-        self.sampler.submit(request, deliver)
+        self._sampled[request_id] = self.sampler.submit(request, deliver)
+        future.add_done_callback(lambda _: self._sampled.pop(request_id))
         self.futures.add(request_id, future)
         return request_id
+
+    def cancel(self, request_id: str) -> None:
+        """Nobody waits for this answer any more. What trains is not broken off, and what has its answer keeps it."""
+        if request_id not in self.futures:
+            raise RequestError(f"no such request: {request_id}", 404)
+        if request_id in self._sampled:
+            self.sampler.cancel(self._sampled[request_id])
 
     # ---- training ----
 

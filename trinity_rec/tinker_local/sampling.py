@@ -36,6 +36,7 @@ QUEUE_LIMIT = 8192  # requests that wait,
 QUEUE_TOKENS = 8 * 2**20  # and the tokens of their prompts
 GATHER_SECONDS = 0.003  # an idle sampler waits so long for the companions of a request,
 GATHER_AT_MOST = 0.03  # and of theirs
+PICK_AT_ONCE = 2048  # tokens of a vocabulary that is not cut into
 PICK_BLOCK = 256  # tokens
 SERVER_SEED = 0  # of requests without a seed
 
@@ -102,13 +103,16 @@ class SampleResult:
     top_prompt_logprobs: tuple[Tensor, Tensor] | None = None
 
 
-@dataclass
+@dataclass(eq=False)
 class Job:
-    """A request in the sampler, its answer so far with the samples that miss, and whom to tell."""
+    """A request in the sampler, the tokens that end its samples, its answer so far with the samples that miss, and whom
+    to tell.
+    """
 
     request: SampleRequest
     done: Callable[[SampleResult | Exception], None]
     keys: Tensor
+    ends: frozenset[int]
     result: SampleResult | None = None
     missing: int = 0
 
@@ -192,6 +196,7 @@ class BatchSampler:
         self._token_limit = CACHE_BYTES // served.cache_bytes_per_token
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
+        self._cancelled: list[Job] = []
         self._stopping = False
         self._unseeded: Counter[bytes] = Counter()
         self._joining: list[Job] = []
@@ -202,8 +207,11 @@ class BatchSampler:
         self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
         self._thread.start()
 
-    def submit(self, request: SampleRequest, done: Callable[[SampleResult | Exception], None]) -> None:
+    def submit(self, request: SampleRequest, done: Callable[[SampleResult | Exception], None]) -> Job:
         """Queue a request; `done` is called from the sampler's thread with the result or what went wrong.
+
+        Returns:
+            What `cancel` takes.
 
         Raises:
             RequestError: more samples than fit a batch, or the queue is full (429: try again).
@@ -218,7 +226,15 @@ class BatchSampler:
             waiting = sum(len(job.request.prompt) for job in self._waiting)
             if len(self._waiting) >= QUEUE_LIMIT or waiting > QUEUE_TOKENS:
                 raise RequestError("too many requests wait for the sampler", 429)
-            self._waiting.append(Job(request, done, self._streams(request)))
+            job = Job(request, done, self._streams(request), self._ends(request))
+            self._waiting.append(job)
+            self._changed.notify()
+        return job
+
+    def cancel(self, job: Job) -> None:
+        """Nobody wants the answer any more: leave the queue, or the batch at its next token."""
+        with self._changed:
+            self._cancelled.append(job)
             self._changed.notify()
 
     def in_use(self) -> set[SnapshotPath]:
@@ -243,7 +259,7 @@ class BatchSampler:
             except Exception as error:  # whatever went wrong with a request, the others are served
                 self._part(error)
         with self._changed:
-            left = [*self._running(), *(job for part in self._suspects for job in part), *self._waiting]
+            left = [*self._present(), *(job for part in self._suspects for job in part), *self._waiting]
         for job in left:
             self._refuse(job, RequestError("the server is stopping", 410))
 
@@ -258,6 +274,7 @@ class BatchSampler:
             return not self._stopping
 
     def _turn(self) -> None:
+        self._dismiss_cancelled()
         self._joining = self._admit()
         if self._joining and self._take_weights():
             for jobs in _prefill_groups(self._joining):
@@ -265,6 +282,14 @@ class BatchSampler:
         self._joining = []
         if self._rows:
             self._decode()
+
+    def _dismiss_cancelled(self) -> None:
+        with self._changed:
+            cancelled, self._cancelled = self._cancelled, []
+            self._waiting = deque(job for job in self._waiting if job not in cancelled) if cancelled else self._waiting
+        for job in cancelled:
+            self.stats.add(sample_cancelled=1)
+            self._refuse(job, RequestError("cancelled by its client"))
 
     def _admit(self) -> list[Job]:
         """Waiting requests that may join now, first come first served.
@@ -278,7 +303,7 @@ class BatchSampler:
         if not self._rows:
             self._apart = bool(self._suspects)
         if self._apart:
-            return self._suspects.pop()
+            return [job for job in self._suspects.pop() if job.missing]
         with self._changed:
             if not self._waiting:
                 return admitted
@@ -369,28 +394,28 @@ class BatchSampler:
         rows.state["length"] += 1
         going_on = []
         for row, (sample, drawn, score) in enumerate(zip(rows.samples, token.tolist(), logprob.tolist(), strict=True)):
+            job = sample.job
             sample.tokens.append(drawn)
             sample.logprobs.append(score)
             if not math.isfinite(score):
-                self._refuse(sample.job, RequestError("the model's logits are not finite"))
-                continue
-            stopped = self._stops(sample, drawn)
-            if stopped or len(sample.tokens) >= sample.job.request.max_tokens:
-                self._finish(sample, stopped)
+                self._refuse(job, RequestError("the model's logits are not finite"))
+            elif drawn in job.ends or (job.request.stop_strings and self._says_stop(sample)):
+                self._finish(sample, stopped=True)
+            elif len(sample.tokens) >= job.request.max_tokens:
+                self._finish(sample, stopped=False)
             else:
                 going_on.append(row)
         return [row for row in going_on if rows.samples[row].job.missing]  # without those of who was refused
 
-    def _stops(self, sample: Sample, token: int) -> bool:
-        request = sample.job.request
-        if (request.ends and token in self.served.stop_ids) or token in request.stop_tokens:
-            return True
-        if not request.stop_strings:
-            return False
+    def _ends(self, request: SampleRequest) -> frozenset[int]:
+        return frozenset(request.stop_tokens).union(self.served.stop_ids if request.ends else ())
+
+    def _says_stop(self, sample: Sample) -> bool:
+        stops = sample.job.request.stop_strings
         # A token is at least a byte of text, so a stop string that ends here began at most so many tokens ago.
-        tail = max(len(stop.encode()) for stop in request.stop_strings) + 4
+        tail = max(len(stop.encode()) for stop in stops) + 4
         text = self.served.tokenizer.decode(sample.tokens[-tail:])
-        return any(stop in text for stop in request.stop_strings)
+        return any(stop in text for stop in stops)
 
     def _finish(self, sample: Sample, stopped: bool) -> None:
         job = sample.job
@@ -438,14 +463,13 @@ class BatchSampler:
         self._unseeded[key] += 1
         return stream_keys(request.samples, SERVER_SEED, self._unseeded[key], *identity)
 
-    def _running(self) -> list[Job]:
-        """The requests in the batch that are not answered yet."""
-        jobs = [*self._joining, *(sample.job for sample in self._rows.samples)]
-        return [job for job in {id(job): job for job in jobs}.values() if job.missing]
+    def _present(self) -> list[Job]:
+        """The requests in the batch; some may have been answered just now."""
+        return list(dict.fromkeys([*self._joining, *(sample.job for sample in self._rows.samples)]))
 
     def _part(self, error: Exception) -> None:
         """The batch failed: one that is alone is told so, halves of more begin anew apart from each other."""
-        jobs = self._running()
+        jobs = self._present()
         self.stats.add(sample_parts=1)
         self._joining, self._rows, self._cache = [], Rows.of([], self.served.device), RaggedCache()
         if len(jobs) == 1:
@@ -453,6 +477,7 @@ class BatchSampler:
                 log.error("sampling failed", exc_info=error)
             self._refuse(jobs[0], error)
             return
+        jobs = [job for job in jobs if job.missing]
         for job in jobs:
             job.begin()
         self._suspects += [half for half in (jobs[len(jobs) // 2 :], jobs[: len(jobs) // 2]) if half]
@@ -490,12 +515,16 @@ def draw(rows: Rows, logits: Tensor) -> tuple[Tensor, Tensor]:
 def pick(mass: Tensor, uniforms: Tensor) -> Tensor:
     """The first token of each row at which the mass so far exceeds that share of the whole: never one without mass.
 
-    Looks for its block first and then within the block: a running sum over a whole vocabulary, exact enough, is slow.
+    Looks for its block first and then within the block: a running sum over a whole large vocabulary, exact enough, is
+    slow.
 
     Args:
         mass: [rows, vocabulary], not negative; need not add up to 1.
         uniforms: [rows] in [0, 1), in the type to add up in.
     """
+    if mass.shape[1] <= PICK_AT_ONCE:
+        exact = mass.to(uniforms.dtype)
+        return _first_above(exact, uniforms * exact.sum(-1))[0]
     blocks = nn.functional.pad(mass, (0, -mass.shape[1] % PICK_BLOCK)).unflatten(1, (-1, PICK_BLOCK))
     sums = blocks.sum(-1, dtype=uniforms.dtype)
     block, before = _first_above(sums, uniforms * sums.sum(-1))

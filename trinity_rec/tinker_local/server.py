@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gc
 import hmac
+import inspect
 import ipaddress
 import math
 import signal
@@ -12,14 +13,16 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Any
 
 import torch
 import uvicorn
-from fastapi import APIRouter, FastAPI, Query, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from trinity_rec.tinker_local import wire
@@ -28,9 +31,6 @@ from trinity_rec.tinker_local.connections import ACCEPTED_AT_A_TIME, Connection,
 from trinity_rec.tinker_local.errors import RequestError, ServeError
 from trinity_rec.tinker_local.model import device_memory, load
 from trinity_rec.tinker_local.weights import WeightStore
-
-Limit = Annotated[int, Query(ge=0, le=1000)]
-Offset = Annotated[int, Query(ge=0, lt=2**63)]
 
 LONG_POLL_SECONDS = 30.0  # the SDK's own timeout is 45
 BACKLOG = 2048  # connections that wait for being accepted
@@ -114,7 +114,7 @@ def serve(
 class _Server(uvicorn.Server):
     """Uvicorn, which announces itself, lets running work end before it closes, and exits with 0 on a signal."""
 
-    def __init__(self, backend: Backend, app: FastAPI, door: Door, announce: Callable[[], None]):
+    def __init__(self, backend: Backend, app: Starlette, door: Door, announce: Callable[[], None]):
         self._backend, self._announce = backend, announce
         super().__init__(
             uvicorn.Config(
@@ -125,6 +125,7 @@ class _Server(uvicorn.Server):
                 log_level="error",  # uvicorn warns of every malformed request
                 access_log=False,
                 lifespan="off",
+                proxy_headers=False,
                 timeout_graceful_shutdown=CLOSE_SECONDS,
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
             )
@@ -196,29 +197,28 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def make_app(backend: Backend, api_key: str | None, body_seconds: float, loopback: bool) -> FastAPI:
+def make_app(backend: Backend, api_key: str | None, body_seconds: float, loopback: bool) -> Starlette:
     """The application: routes, limits and errors."""
-    app = FastAPI(title="trinity-rec tinker_local", docs_url=None, redoc_url=None, openapi_url=None)
-    app.include_router(_routes(backend), prefix="/api/v1")
-    app.add_middleware(_Gate, api_key=api_key, body_seconds=body_seconds, loopback=loopback)
 
-    @app.exception_handler(RequestError)
     async def refuse(_: Request, error: RequestError) -> JSONResponse:
         return JSONResponse({"detail": error.reason}, error.status)
 
-    @app.exception_handler(RequestValidationError)
-    async def refuse_invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        return JSONResponse({"detail": wire.validation_reason(error.errors())}, 422)
+    async def refuse_route(_: Request, error: HTTPException) -> JSONResponse:
+        return JSONResponse({"detail": error.detail}, error.status_code, error.headers)
 
-    @app.get("/healthz")
-    async def healthz() -> dict:
-        return {"status": "ok"}
+    async def nobody(_: Request, __: ClientDisconnect) -> Response:
+        return Response(status_code=400)  # who would read it has gone
 
-    @app.get("/stats")
-    async def stats() -> dict:
-        return backend.stats.snapshot() | {"pending_requests": len(backend.futures)}
-
-    return app
+    routes = _Routes()
+    _add_api(routes, backend)
+    outside = _Routes()
+    outside.add("GET", "/healthz")(lambda: {"status": "ok"})
+    outside.add("GET", "/stats")(lambda: backend.stats.snapshot() | {"pending_requests": len(backend.futures)})
+    return Starlette(
+        routes=[Mount("/api/v1", routes=routes), *outside],
+        middleware=[Middleware(_Gate, api_key=api_key, body_seconds=body_seconds, loopback=loopback)],
+        exception_handlers={RequestError: refuse, HTTPException: refuse_route, ClientDisconnect: nobody},
+    )
 
 
 class _Gate:
@@ -256,17 +256,18 @@ class _Gate:
             if arrived:  # what comes now is that the client has gone
                 return await receive()
             try:
-                message = await asyncio.wait_for(receive(), deadline - asyncio.get_running_loop().time())
-            except asyncio.TimeoutError:  # not TimeoutError before Python 3.11
-                raise HTTPException(400, f"the body did not arrive in {self._body_seconds:g} s") from None
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError:
+                raise RequestError(f"the body did not arrive in {self._body_seconds:g} s", 400) from None
             arrived = not message.get("more_body", False)
             size = len(message.get("body", b""))
             received += size
             self._received += size
             if received > limit:  # sent in chunks, without a length
-                raise HTTPException(413, too_large)
+                raise RequestError(too_large, 413)
             if self._received > RECEIVING:
-                raise HTTPException(429, "too many large requests at a time")
+                raise RequestError("too many large requests at a time", 429)
             return message
 
         try:
@@ -275,14 +276,46 @@ class _Gate:
             self._received -= received
 
 
-def _routes(backend: Backend) -> APIRouter:
-    router = APIRouter()
+class _Routes(list[Route]):
+    """Routes, each to a function that says by its parameters what it takes: a `body` and a `page` of the type that they
+    are annotated with, the `request` itself, and parts of the path. It answers with JSON, with nothing (204), or with
+    a response of its own.
+    """
+
+    def add(self, method: str, path: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        def register(answer: Callable[..., Any]) -> Callable[..., Any]:
+            wanted = inspect.get_annotations(answer)
+
+            async def endpoint(request: Request) -> Response:
+                given: dict[str, Any] = dict(request.path_params)
+                if "body" in wanted:
+                    given["body"] = wire.parse(wanted["body"], await request.body(), request.headers)
+                if "page" in wanted:
+                    given["page"] = wire.parse_query(wanted["page"], request.query_params)
+                if "request" in wanted:
+                    given["request"] = request
+                found = answer(**given)
+                if inspect.isawaitable(found):
+                    found = await found
+                if found is None:
+                    return Response(status_code=204)
+                return found if isinstance(found, Response) else JSONResponse(found)
+
+            self.append(Route(path, endpoint, methods=[method]))
+            return answer
+
+        return register
+
+
+def _add_api(routes: _Routes, backend: Backend) -> None:
+    """The routes of the Tinker API."""
     served = backend.served
+    get, post, put, delete = (partial(routes.add, method) for method in ("GET", "POST", "PUT", "DELETE"))
 
     # ---- what the SDK asks before anything else ----
 
-    @router.post("/client/config")
-    async def client_config() -> dict:
+    @post("/client/config")
+    def client_config() -> dict:
         # One request a batch, so that a forward's graph meets its backward; no transport of the SDK's own on loopback.
         return {
             "parallel_fwdbwd_chunks": False,
@@ -292,74 +325,74 @@ def _routes(backend: Backend) -> APIRouter:
             "sample_enable_stuck_detection": False,
         }
 
-    @router.post("/client/dynamic_config")
-    async def client_dynamic_config() -> dict:
-        return {}
+    @post("/client/dynamic_config")
+    def client_dynamic_config() -> dict:
+        return {"sample_cancel_enabled": True}
 
-    @router.get("/healthz")
-    async def healthz() -> dict:
+    @get("/healthz")
+    def healthz() -> dict:
         return {"status": "ok"}
 
-    @router.get("/get_server_capabilities")
-    async def get_server_capabilities() -> dict:
+    @get("/get_server_capabilities")
+    def get_server_capabilities() -> dict:
         names = (served.name, *served.aliases)
         models = [{"model_name": name, "max_context_length": served.context_length} for name in names]
         return {"supported_models": models}
 
-    @router.post("/telemetry")
-    async def telemetry(body: wire.Telemetry) -> dict:
+    @post("/telemetry")
+    def telemetry(body: wire.Telemetry) -> dict:
         backend.note_telemetry(body)
         return {"status": "accepted"}  # and forgotten
 
     # ---- sessions ----
 
-    @router.post("/create_session")
-    async def create_session(body: wire.CreateSession) -> dict:
+    @post("/create_session")
+    def create_session(body: wire.CreateSession) -> dict:
         return {"session_id": backend.create_session(body), "type": "create_session"}
 
-    @router.post("/session_heartbeat")
-    async def session_heartbeat(body: wire.SessionHeartbeat) -> dict:
+    @post("/session_heartbeat")
+    def session_heartbeat(body: wire.SessionHeartbeat) -> dict:
         backend.heartbeat(body.session_id)
         return {"type": "session_heartbeat"}
 
-    @router.post("/create_sampling_session")
-    async def create_sampling_session(body: wire.CreateSamplingSession) -> dict:
+    @post("/create_sampling_session")
+    def create_sampling_session(body: wire.CreateSamplingSession) -> dict:
         session = backend.create_sampling_session(body)
         return {"sampling_session_id": session, "type": "create_sampling_session"}
 
-    @router.get("/samplers/{identifier}")
-    async def get_sampler(identifier: str) -> dict:
+    @get("/samplers/{identifier}")
+    def get_sampler(identifier: str) -> dict:
         path = backend.sampling_session(identifier).path
         return {"sampler_id": identifier, "base_model": served.name, "model_path": path and str(path)}
 
-    @router.get("/sessions")
-    async def list_sessions(limit: Limit = 20, offset: Offset = 0) -> dict:
-        return {"sessions": wire.page(backend.sessions(), limit, offset)[0]}
+    @get("/sessions")
+    def list_sessions(page: wire.Page) -> dict:
+        return {"sessions": wire.page(backend.sessions(), page)[0]}
 
-    @router.post("/sessions/search")
-    async def search_sessions(body: wire.SearchSessions) -> dict:
+    @post("/sessions/search")
+    def search_sessions(body: wire.SearchSessions) -> dict:
         return backend.search_sessions(body)
 
-    @router.get("/sessions/{session_id}")
-    async def get_session(session_id: str) -> dict:
+    @get("/sessions/{session_id}")
+    def get_session(session_id: str) -> dict:
         return backend.session(session_id)
 
-    @router.post("/sessions/{session_id}/finish", status_code=204)
-    async def finish_session(session_id: str, body: wire.FinishSession) -> None:
+    @post("/sessions/{session_id}/finish")
+    def finish_session(session_id: str, body: wire.FinishSession) -> None:
         backend.finish_session(session_id, body)
 
     # ---- training ----
 
-    @router.post("/create_model")
-    async def create_model(body: wire.CreateModel) -> dict:
+    @post("/create_model")
+    def create_model(body: wire.CreateModel) -> dict:
         return {"request_id": backend.create_model(body)}
 
-    @router.post("/unload_model")
-    async def unload_model(body: wire.OfModel) -> dict:
+    @post("/unload_model")
+    def unload_model(body: wire.OfModel) -> dict:
         return {"request_id": backend.unload_model(body.model_id)}
 
-    @router.post("/get_info")
-    async def get_info(body: wire.OfModel) -> dict:
+    @post("/get_info")
+    def get_info(body: wire.OfModel) -> dict:
         backend.run(body.model_id)
         return {
             "type": "get_info",
@@ -369,75 +402,75 @@ def _routes(backend: Backend) -> APIRouter:
             "is_lora": False,
         }
 
-    @router.get("/training_runs")
-    async def list_training_runs(limit: Limit = 20, offset: Offset = 0) -> dict:
-        names, cursor = wire.page(backend.training_runs(), limit, offset)
+    @get("/training_runs")
+    def list_training_runs(page: wire.Page) -> dict:
+        names, cursor = wire.page(backend.training_runs(), page)
         return {"training_runs": [backend.training_run(name) for name in names], "cursor": cursor}
 
-    @router.get("/training_runs/{model_id}")
-    async def get_training_run(model_id: str) -> dict:
+    @get("/training_runs/{model_id}")
+    def get_training_run(model_id: str) -> dict:
         return backend.training_run(model_id)
 
-    @router.post("/forward_backward")
+    @post("/forward_backward")
     async def forward_backward(request: Request) -> dict:
         body = wire.unpack(await request.body(), request.headers.get("content-encoding"))
         return {"request_id": backend.forward_backward(body)}
 
-    @router.post("/optim_step")
-    async def optim_step(body: wire.OptimStep) -> dict:
+    @post("/optim_step")
+    def optim_step(body: wire.OptimStep) -> dict:
         return {"request_id": backend.optim_step(body)}
 
     # ---- weights ----
 
-    @router.post("/save_weights")
-    async def save_weights(body: wire.SaveWeights) -> dict:
+    @post("/save_weights")
+    def save_weights(body: wire.SaveWeights) -> dict:
         return {"request_id": backend.save_weights(body)}
 
-    @router.post("/save_weights_for_sampler")
-    async def save_weights_for_sampler(body: wire.SaveWeightsForSampler) -> dict:
+    @post("/save_weights_for_sampler")
+    def save_weights_for_sampler(body: wire.SaveWeightsForSampler) -> dict:
         return {"request_id": backend.save_weights_for_sampler(body)}
 
-    @router.post("/load_weights")
-    async def load_weights(body: wire.LoadWeights) -> dict:
+    @post("/load_weights")
+    def load_weights(body: wire.LoadWeights) -> dict:
         return {"request_id": backend.load_weights(body)}
 
-    @router.post("/weights_info")
-    async def weights_info(body: wire.WeightsInfo) -> dict:
+    @post("/weights_info")
+    def weights_info(body: wire.WeightsInfo) -> dict:
         path = wire.SnapshotPath.parse(body.tinker_path)
         if not backend.store.exists(path):
             raise RequestError(f"no such weights: {path}", 404)
         # All parameters are trained, but the SDK resumes only what calls itself a LoRA.
         return {"base_model": served.name, "is_lora": True, "lora_rank": 1}
 
-    @router.get("/training_runs/{model_id}/checkpoints")
-    async def list_checkpoints(model_id: str) -> dict:
+    @get("/training_runs/{model_id}/checkpoints")
+    def list_checkpoints(model_id: str) -> dict:
         backend.training_run(model_id)  # there is one
         return {"checkpoints": [wire.checkpoint(each) for each in backend.store.snapshots(model_id)]}
 
-    @router.get("/checkpoints")
-    async def list_user_checkpoints(limit: Limit = 100, offset: Offset = 0) -> dict:
-        found, cursor = wire.page(backend.store.snapshots(), limit, offset)
+    @get("/checkpoints")
+    def list_user_checkpoints(page: wire.Page) -> dict:
+        found, cursor = wire.page(backend.store.snapshots(), page)
         return {"checkpoints": [wire.checkpoint(each) for each in found], "cursor": cursor}
 
-    @router.put("/training_runs/{model_id}/checkpoints/{name:path}/ttl", status_code=204)
-    async def set_ttl(model_id: str, name: str, body: wire.SetTtl) -> None:
+    @put("/training_runs/{model_id}/checkpoints/{name:path}/ttl")
+    def set_ttl(model_id: str, name: str, body: wire.SetTtl) -> None:
         backend.set_ttl(model_id, name, body.ttl_seconds)
 
-    @router.delete("/training_runs/{model_id}/checkpoints/{name:path}", status_code=204)
-    async def delete_checkpoint(model_id: str, name: str) -> None:
+    @delete("/training_runs/{model_id}/checkpoints/{name:path}")
+    def delete_checkpoint(model_id: str, name: str) -> None:
         backend.delete_checkpoint(model_id, name)
 
     # ---- sampling, and the answers to everything ----
 
-    @router.post("/asample")
-    async def asample(body: wire.Asample) -> dict:
+    @post("/asample")
+    def asample(body: wire.Asample) -> dict:
         request_id = backend.sample(body)
         # Newer SDKs want a name for each sample.
         names = [f"{request_id}:{index}" for index in range(body.num_samples)]
         return {"request_id": request_id, "sample_sequence_ids": names}
 
-    @router.post("/retrieve_future")
-    async def retrieve_future(body: wire.RetrieveFuture) -> Response:
+    @post("/retrieve_future")
+    async def retrieve_future(body: wire.OfRequest) -> Response:
         answer = await backend.futures.answer(body.request_id, LONG_POLL_SECONDS)
         if answer is None:
             return JSONResponse({"type": "try_again", "request_id": body.request_id, "queue_state": "active"}, 408)
@@ -445,4 +478,6 @@ def _routes(backend: Backend) -> APIRouter:
             return Response(answer, media_type="application/x-protobuf")
         return JSONResponse(answer)
 
-    return router
+    @post("/cancel_future")
+    def cancel_future(body: wire.OfRequest) -> None:
+        backend.cancel(body.request_id)

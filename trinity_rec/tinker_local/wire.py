@@ -4,14 +4,16 @@ The formats are those of the `tinker` SDK 0.25 (`tinker/proto`, `tinker/types`):
 forward_backward, its answer, and the answer to a sampling request.
 """
 
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
-from typing import Annotated, Any, Literal
+from functools import partial
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import torch
 import zstandard
 from google.protobuf.message import DecodeError
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
 from tinker.proto import tinker_public_pb2 as pb
 from torch import Tensor
@@ -49,6 +51,14 @@ Metadata = dict[Text, Any]
 Seconds = Annotated[int, Field(ge=1, le=315_360_000)]  # to ten years
 Token = Annotated[int, Field(ge=0, lt=2**31)]
 Positive = Annotated[float, Field(ge=0, le=1e6)]
+Parsed = TypeVar("Parsed", bound=BaseModel)
+
+
+class Page(BaseModel):
+    """Which part of a list."""
+
+    limit: int = Field(100, ge=0, le=1000)
+    offset: int = Field(0, ge=0, lt=2**63)
 
 
 class Body(BaseModel):
@@ -183,7 +193,7 @@ class WeightsInfo(Body):
     tinker_path: Text
 
 
-class RetrieveFuture(Body):
+class OfRequest(Body):
     request_id: Identifier
 
 
@@ -254,6 +264,32 @@ class Asample(Body):
             prompt_logprobs=bool(self.prompt_logprobs),
             top_prompt_logprobs=min(self.topk_prompt_logprobs or 0, served.vocabulary),
         )
+
+
+def parse(kind: type[Parsed], content: bytes, headers: Mapping[str, str]) -> Parsed:
+    """A JSON body. It must be called JSON, which a web page cannot do to a stranger's server without asking it first.
+
+    Raises:
+        RequestError: what is wrong with it, the first thing.
+    """
+    content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type != "application/json":
+        raise RequestError(f"the content type must be application/json, not {content_type[:40]!r}", 415)
+    return _checked(partial(kind.model_validate_json, content))
+
+
+def parse_query(kind: type[Parsed], query: Mapping[str, str]) -> Parsed:
+    """The part of a URL after the question mark. Raises like `parse`."""
+    return _checked(partial(kind.model_validate, dict(query)))
+
+
+def _checked(validate: Callable[[], Parsed]) -> Parsed:
+    try:
+        return validate()
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"])) or "body"
+        raise RequestError(f"{place[:200]}: {first['msg'][:300]}") from error
 
 
 def unpack(body: bytes, encoding: str | None) -> bytes:
@@ -399,13 +435,7 @@ def checkpoint(snapshot: Snapshot) -> dict[str, Any]:
     }
 
 
-def page(items: list[Any], limit: int, offset: int) -> tuple[list[Any], dict[str, int]]:
+def page(items: list[Any], wanted: Page) -> tuple[list[Any], dict[str, int]]:
     """A part of a list, and where it is in the whole."""
-    return items[offset : offset + limit], {"offset": offset, "limit": limit, "total_count": len(items)}
-
-
-def validation_reason(errors: list[dict[str, Any]]) -> str:
-    """One line for the first thing that pydantic found wrong."""
-    first = errors[0]
-    place = ".".join(str(part) for part in first["loc"] if part != "body")
-    return f"{place or 'body'}: {first['msg']}"
+    cursor = {"offset": wanted.offset, "limit": wanted.limit, "total_count": len(items)}
+    return items[wanted.offset : wanted.offset + wanted.limit], cursor
