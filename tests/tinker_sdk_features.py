@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import time
+import urllib.request
 import warnings
 
 warnings.simplefilter("ignore")
@@ -209,6 +210,27 @@ def refused():
                 raise AssertionError(f"{name} was ignored")
 
 
+def cancel():
+    """A sample that nobody waits for any more leaves the sampler."""
+    if not hasattr(service.holder, "enqueue_cancel"):
+        raise Absent("cancel")
+    settings = types.SamplingParams(max_tokens=500, stop=[])
+    futures = [sampler.sample(prompt(5, 6, 7), 256, settings) for _ in range(4)]
+    time.sleep(0.2)
+    for future in futures:
+        future.cancel()
+    deadline = time.monotonic() + 30
+    while not stats().get("sample_cancelled") or stats()["pending_requests"]:
+        assert time.monotonic() < deadline, stats()
+        time.sleep(0.1)
+    assert len(sample().sequences) == 2
+
+
+def stats():
+    with urllib.request.urlopen(f"{URL}/stats") as answer:
+        return json.load(answer)
+
+
 def close():
     """Closing gives back what the session held."""
     if not hasattr(tinker.ServiceClient, "close"):
@@ -222,7 +244,7 @@ def close():
 
 FEATURES = [
     capabilities, sampling, prompt_logprobs, training, custom_loss, own_loss, unnamed_sampler, resume, resume_elsewhere,
-    overwrite, ttl, list_runs, list_checkpoints, list_sessions, weights_info, refused, close,
+    overwrite, ttl, list_runs, list_checkpoints, list_sessions, weights_info, refused, cancel, close,
 ]  # fmt: skip
 
 outcome = {"version": tinker.__version__}

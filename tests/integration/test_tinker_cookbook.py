@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.overlay import environment_with
 from trinity_rec.quickstart import tiny_model
 
 pytest.importorskip("tinker", reason="the Tinker SDK needs Python 3.11")
@@ -27,11 +28,7 @@ RECIPES = {  # the last is `rl.train`
 @pytest.fixture(scope="module")
 def python(tmp_path_factory) -> str:
     """An interpreter that has the cookbook."""
-    environment = tmp_path_factory.mktemp("cookbook")
-    subprocess.run([sys.executable, "-m", "venv", environment], check=True)
-    wanted = [COOKBOOK, "torch", "sympy", "pylatexenc", "math-verify"]
-    subprocess.run([environment / "bin" / "python", "-m", "pip", "install", "--quiet", *wanted], check=True)
-    return str(environment / "bin" / "python")
+    return environment_with(tmp_path_factory.mktemp("cookbook") / "env", COOKBOOK, "sympy", "pylatexenc", "math-verify")
 
 
 @pytest.fixture(scope="module")
