@@ -6,7 +6,7 @@ from math import prod
 import pytest
 import torch
 
-from trinity_rec.lab.real_tasks import REAL_TASKS, leading_numbers, numbers
+from trinity_rec.lab.real_tasks import REAL_TASKS, how_far, numbers
 from trinity_rec.lab.suitability import PROBLEMS, SAMPLES, Suitability, chosen, measure
 from trinity_rec.lab.tasks import Problem
 
@@ -41,8 +41,14 @@ def test_products_are_right_and_the_last_number_counts():
 
 def test_counting_pays_for_how_far_it_gets():
     problem = Problem("", "8, 9, 10, 11")
-    for said, reward in {"8, 9, 10, 11": 1, "8 9 10 11 12 13": 1, "8, 9, 11, 10": 0.5, "9, 10, 11": 0}.items():
-        assert leading_numbers(problem, said) == reward, said
+    for said, reward in {
+        "8, 9, 10, 11": 1,
+        "8 9 10 11 12 13": 1,
+        "8, 9, 11, 10": 0.5,
+        "9, 10, 11": 0,
+        "8 to 11: 8, 9, 10": 0.75,
+    }.items():
+        assert how_far(problem, said) == reward, said
 
 
 def test_the_rule():

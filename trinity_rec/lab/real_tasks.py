@@ -62,11 +62,13 @@ def last_number(problem: Problem, response: str) -> float:
     return float(numbers(response)[-1:] == numbers(problem.answer))
 
 
-def leading_numbers(problem: Problem, response: str) -> float:
-    """The share of the answer's numbers that the response begins with, in their order."""
-    wanted = numbers(problem.answer)
-    right = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(numbers(response), wanted, strict=False)))
-    return right / len(wanted)
+def how_far(problem: Problem, response: str) -> float:
+    """The share of the answer's numbers that the response has from the first on in their order, wherever it begins."""
+    wanted, said = numbers(problem.answer), numbers(response)
+    runs = (zip(said[start:], wanted, strict=False) for start in range(len(said)))
+    return max((sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], run)) for run in runs), default=0) / len(
+        wanted
+    )
 
 
 def split(things: Iterable[list[Problem]], share: float) -> Split:
@@ -100,8 +102,8 @@ def products() -> Split:
 def counting() -> Split:
     """Fourteen numbers, from a two-digit one on."""
     wordings = (
-        "Count from {} to {}. Separate the numbers with commas.",
         "List the numbers from {} to {}, separated by commas.",
+        "Write the numbers from {} to {}, separated by commas.",
     )
     return split(
         (
@@ -119,7 +121,7 @@ REAL_TASKS = {
     task.name: task
     for task in (
         RealTask("products", "one-digit products", 12, products, last_number),
-        RealTask("counting", "counting", 60, counting, leading_numbers),
+        RealTask("counting", "counting", 60, counting, how_far),
     )
 }
 
