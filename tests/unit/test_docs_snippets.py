@@ -172,8 +172,7 @@ def test_command_lines_are_those_of_the_program(arguments, monkeypatch, tmp_path
     if name not in STARTS_NOTHING:
         return
     monkeypatch.chdir(tmp_path)
-    config = values.get("config")
-    if config is not None:
+    for config in values.get("configs", ()):
         upstream = values.get("preset") == "nearest"
         text = COMPLETE.replace("trinity_rec.rec_oneside_nois", "rec") if upstream else COMPLETE
         Path(config).write_text(text, encoding="utf-8")

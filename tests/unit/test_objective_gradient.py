@@ -49,7 +49,7 @@ def kept(arguments, ratio, advantage):
 
 def paper_form(objective, logprob, old_logprob, mask, advantages, sample_weight=None):
     """The loss and its gradient with respect to logprob, in float64; [batch, response] arrays."""
-    arguments = vars(objective)
+    arguments = dict(objective)
     loss, gradient = 0.0, np.zeros(logprob.shape)
     for i in range(len(logprob)):
         tokens = np.flatnonzero(mask[i])
@@ -398,6 +398,6 @@ def test_full_metrics_are_what_their_names_say():
         "masked_fraction": 1 - mask.any(-1).double().mean().item(),
     }
     assert metrics == pytest.approx(expected, rel=1e-9)
-    basic = differentiate(Objective(**{**vars(objective), "metrics": "basic"}), logprob, old_logprob, mask, advantages)
+    basic = differentiate(Objective(**{**dict(objective), "metrics": "basic"}), logprob, old_logprob, mask, advantages)
     assert basic[2] == pytest.approx({name: expected[name] for name in basic[2]})
     assert set(basic[2]) == {"pg_loss", "pg_clipfrac", "kl_k1", "regularizer_loss"}

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
-from trinity_rec.objective.tokens import Tokens
+from trinity_rec.objective.tokens import Tokens, total
 
 if TYPE_CHECKING:
     from trinity_rec.objective.rules import Parts
-
-
-def total(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """The sum over a response's tokens, [rows, 1]."""
-    return x.sum(-1, keepdim=True, dtype=dtype)
 
 
 def full_sums(x: Tokens, keep: Tensor | None) -> dict[str, Tensor]:

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trinity_rec.objective.metrics import full_sums, total
+from trinity_rec.objective.metrics import full_sums
 from trinity_rec.objective.rules import Parts
-from trinity_rec.objective.tokens import Tokens
+from trinity_rec.objective.tokens import Tokens, total
 
 # Elements of a block of rows on a CPU: what a rule makes of it fits in a core's second-level cache, and each call of
 # torch works long enough to be worth its overhead.
