@@ -1,4 +1,4 @@
-"""What CI runs: the tests of vLLM and verl too where asked to and where their environment has room, else a loud word."""
+"""What CI runs: the tests of vLLM and verl too where asked to and where there is room, else a loud word."""
 
 import os
 import subprocess
