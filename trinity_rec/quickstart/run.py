@@ -66,7 +66,7 @@ def quickstart(out: Path, options: Options, console: Console) -> Summary:
     steps, sync_interval = config.trainer.total_steps, config.synchronizer.sync_interval
     with signals_as_exit(), Session(out / "logs") as session:
         with doing(console, "starting Ray" + (" and the local backend" if local else "")):
-            prepare(session, load(config_path), out / "weights", **({"bf16": True} if subject.bf16 else {}))
+            prepare(session, load(config_path), out / "weights", bf16=subject.bf16)
         if local:
             address = session.base_url, session.env["TINKER_API_KEY"]
             evaluator = Evaluator(
