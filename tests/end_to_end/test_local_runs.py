@@ -51,6 +51,7 @@ def run(session: Session, folder: Path, steps: int, after: int = 0, **changes: o
         "trainer.total_steps": steps,
         "checkpoint_root_dir": str(folder),
         "name": folder.name,
+        "explorer.runner_per_model": 1,  # each is a process
         "synchronizer.sync_interval": 2,
     }
     for key, value in {**small, **{key.replace("__", "."): value for key, value in changes.items()}}.items():
@@ -69,34 +70,36 @@ def sample_requests(session: Session) -> int:
         return int(json.load(answer).get("sample_requests", 0))
 
 
-def test_a_kl_term_has_a_reference_pass(session, tmp_path):
+def test_a_kl_term_has_a_reference_pass_and_informative_masks_under_fixed_sync(session, tmp_path):
     before = sample_requests(session)
-    steps = run(session, tmp_path, 2, algorithm__kl_loss_fn_args={"kl_coef": 0.01})
+    informative = {"algorithm__sample_strategy": "trinity_rec.InformativeSampleStrategy"}
+    steps = run(session, tmp_path, 3, algorithm__kl_loss_fn_args={"kl_coef": 0.01}, **informative)
     assert sample_requests(session) - before == BATCH * len(steps) * (1 + GROUP)
     for step in steps:
         assert "actor/kl_loss" in step.metrics and step.metrics["actor/grad_norm"] > 0
+        assert step.metrics["sample/masked"] == step.metrics["sample/uninformative"]
+        assert step.metrics["sample/masked"] % GROUP == 0
 
 
-def test_a_plain_name_a_rule_of_ones_own_and_no_reference_pass(session, tmp_path, monkeypatch):
+def test_a_plain_name_a_rule_of_ones_own_no_reference_pass_and_balanced(session, tmp_path, monkeypatch):
     monkeypatch.setitem(session.env, "TRINITY_PLUGIN_DIRS", str(PLUGIN_DIR))
     before = sample_requests(session)
     own_rule = {"clip_mode": "tests.own_rules.soft_clip", "softness": 2.0}
     plain = {"algorithm_type": "red_weight", "policy_loss_fn_args": {"temp": 0.5, **own_rule}}
     nothing = {"kl_loss_fn": "k2", "kl_loss_fn_args": {"kl_coef": 0.0}}
-    steps = run(session, tmp_path, 2, **{f"algorithm__{key}": value for key, value in (plain | nothing).items()})
+    balanced = {"sample_strategy": "trinity_rec.BalancedSampleStrategy"}
+    changes = {f"algorithm__{key}": value for key, value in (plain | nothing | balanced).items()}
+    steps = run(session, tmp_path, 3, **changes)
     assert "Failed to load plugin" not in session.log("trinity")
     assert sample_requests(session) - before == BATCH * len(steps)
     for step in steps:
         assert "actor/kl_loss" not in step.metrics and step.metrics["actor/grad_norm"] > 0
     # M = 1 / (1 + 2 (log rho)^2) is 1 where the rollouts are fresh, and less where they are a step old.
     assert abs(steps[0].metrics["actor/pg_clipfrac"]) < 1e-4 < steps[1].metrics["actor/pg_clipfrac"]
-
-
-def test_informative_masks_under_fixed_sync(session, tmp_path):
-    steps = run(session, tmp_path, 3, algorithm__sample_strategy="trinity_rec.InformativeSampleStrategy")
     for step in steps:
-        assert step.metrics["sample/masked"] == step.metrics["sample/uninformative"]
-        assert step.metrics["sample/masked"] % GROUP == 0
+        assert {"sample/dropped_positive", "sample/dropped_negative"} <= step.metrics.keys()
+        assert 0 in (step.metrics["sample/dropped_positive"], step.metrics["sample/dropped_negative"])
+    assert any(step.metrics["sample/dropped_negative"] for step in steps)
 
 
 def test_informative_refills_under_explorer_driven_sync(session, tmp_path):
@@ -111,14 +114,6 @@ def test_informative_refills_under_explorer_driven_sync(session, tmp_path):
     )
     for step in steps:
         assert step.metrics["sample/masked"] == 0 or step.metrics["sample/reads"] > 1
-
-
-def test_balanced(session, tmp_path):
-    steps = run(session, tmp_path, 3, algorithm__sample_strategy="trinity_rec.BalancedSampleStrategy")
-    for step in steps:
-        assert {"sample/dropped_positive", "sample/dropped_negative"} <= step.metrics.keys()
-        assert 0 in (step.metrics["sample/dropped_positive"], step.metrics["sample/dropped_negative"])
-    assert any(step.metrics["sample/dropped_negative"] for step in steps)
 
 
 def test_staleness_weights_reach_the_loss(session, tmp_path):

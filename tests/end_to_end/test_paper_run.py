@@ -66,7 +66,7 @@ def small(session: Session) -> list[str]:
         "buffer.explorer_input.default_workflow_type": "simple_workflow",
         "buffer.explorer_input.default_reward_fn_type": "trinity_rec.quickstart.reward.GSM8KReward",
         "explorer.rollout_model.engine_num": 1,
-        "explorer.runner_per_model": 2,
+        "explorer.runner_per_model": 1,
         "explorer.eval_interval": 2,
         "synchronizer.sync_method": "memory",
         "synchronizer.sync_interval": 2,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -13,12 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from trinity_rec.quickstart.subject import ASSETS
-from trinity_rec.session import MARK, LaunchError, Session, marked_processes
-from trinity_rec.shipped import example
+from trinity_rec.session import MARK, marked_processes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -60,53 +57,6 @@ def test_a_quickstart_trains_and_reports(tmp_path):
 def weights_of(checkpoint: str, root: Path) -> Path:
     (found,) = (root / checkpoint.removeprefix("tinker://")).glob("*.safetensors")
     return found
-
-
-FAILING_LOSS = """
-from trinity.algorithm.policy_loss_fn.policy_loss_fn import PolicyLossFn
-
-class FailsAtTheSecondStep(PolicyLossFn):
-    calls = 0
-
-    def __init__(self, backend="tinker"):
-        super().__init__(backend=backend)
-
-    def __call__(self, logprob, old_logprob, action_mask, advantages, **kwargs):
-        FailsAtTheSecondStep.calls += 1
-        if FailsAtTheSecondStep.calls > 32:  # responses a step, once each
-            raise ArithmeticError("the second step is too much")
-        return -(logprob * advantages * action_mask).mean(), {}
-
-    @classmethod
-    def default_args(cls):
-        return {}
-"""
-
-
-def test_a_run_whose_trainer_fails_is_an_error_with_its_reason_and_leaves_nothing(tmp_path):
-    (tmp_path / "failing_loss.py").write_text(FAILING_LOSS)
-    config = OmegaConf.load(example("rec_gsm8k/quickstart.yaml"))
-    config.algorithm.policy_loss_fn = "failing_loss.FailsAtTheSecondStep"
-    config.algorithm.policy_loss_fn_args = {}
-    config.trainer.total_steps = config.buffer.total_steps = config.buffer.batch_size = 4
-    OmegaConf.save(config, tmp_path / "config.yaml")
-    with Session(tmp_path / "logs") as session:
-        session.env["PYTHONPATH"] += os.pathsep + str(tmp_path)
-        session.env |= {
-            "TRINITY_REC_RUN_DIR": str(tmp_path),
-            "TRINITY_REC_MODEL": str(ASSETS / "model"),
-            "TRINITY_REC_TASKS": str(ASSETS / "tasks"),
-        }
-        session.start_ray()
-        session.start_server(ASSETS / "model", root=tmp_path / "weights")
-        session.env["TRINITY_REC_BASE_URL"] = session.base_url
-        steps = []
-        with pytest.raises(LaunchError) as failure:
-            steps.extend(session.run_trinity(tmp_path / "config.yaml", job_root=tmp_path / "trinity", total_steps=4))
-    assert str(failure.value) == (
-        "trinity run stopped after 1 of 4 steps: ArithmeticError: the second step is too much"
-    )
-    assert marked_processes(session.mark) == []
 
 
 def test_a_quickstart_that_is_told_to_stop_leaves_nothing(tmp_path):

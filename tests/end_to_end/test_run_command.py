@@ -7,10 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from omegaconf import OmegaConf
 
-from tests.end_to_end.test_quickstart import FAILING_LOSS
 from trinity_rec.quickstart.subject import ASSETS
 from trinity_rec.session import trained_steps
 from trinity_rec.shipped import example
@@ -18,9 +18,30 @@ from trinity_rec.shipped import example
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
+FAILING_LOSS = """
+from trinity.algorithm.policy_loss_fn.policy_loss_fn import PolicyLossFn
+
+class FailsAtTheSecondStep(PolicyLossFn):
+    calls = 0
+
+    def __init__(self, backend="tinker"):
+        super().__init__(backend=backend)
+
+    def __call__(self, logprob, old_logprob, action_mask, advantages, **kwargs):
+        FailsAtTheSecondStep.calls += 1
+        if FailsAtTheSecondStep.calls > 32:  # responses a step, once each
+            raise ArithmeticError("the second step is too much")
+        return -(logprob * advantages * action_mask).mean(), {}
+
+    @classmethod
+    def default_args(cls):
+        return {}
+"""
+
+
 def run(folder: Path, **changes: object) -> subprocess.CompletedProcess[str]:
     config = OmegaConf.load(example("rec_gsm8k/quickstart.yaml"))
-    small = {"buffer.batch_size": 4, "buffer.total_steps": 4, "trainer.total_steps": 4}
+    small = {"buffer.batch_size": 4, "buffer.total_steps": 4, "trainer.total_steps": 4, "explorer.runner_per_model": 1}
     for key, value in (small | {key.replace("__", "."): value for key, value in changes.items()}).items():
         OmegaConf.update(config, key, value, merge=False)
     OmegaConf.save(config, folder / "config.yaml")
@@ -45,10 +66,16 @@ def test_a_yaml_is_run_to_its_last_step_and_then_is_done(tmp_path):
     assert again.returncode == 0 and "all 4 steps are trained already" in again.stderr
 
 
-def test_a_missing_step_is_an_error_with_its_reason(tmp_path):
+def test_a_missing_step_is_an_error_with_its_reason_and_leaves_nothing(tmp_path):
     (tmp_path / "failing_loss.py").write_text(FAILING_LOSS)
     loss = {"algorithm__policy_loss_fn": "failing_loss.FailsAtTheSecondStep", "algorithm__policy_loss_fn_args": {}}
     result = run(tmp_path, **loss)
     assert result.returncode == 1
     reason = "error: trinity run stopped after 1 of 4 steps: ArithmeticError: the second step is too much\n"
     assert result.stderr.endswith(reason), result.stderr
+    assert [process for process in psutil.process_iter(["environ"]) if works_in(tmp_path, process)] == []
+
+
+def works_in(folder: Path, process: psutil.Process) -> bool:
+    """Whether it belongs to the run there; what one may not look at was not started here, and a zombie has ended."""
+    return (process.info["environ"] or {}).get("TRINITY_REC_RUN_DIR") == str(folder)

@@ -114,7 +114,7 @@ def test_rewards_flow_and_steps_train(tmp_path):
         "buffer.batch_size": 4,
         "buffer.total_steps": STEPS,
         "explorer.rollout_model.engine_num": 1,
-        "explorer.runner_per_model": 2,
+        "explorer.runner_per_model": 1,
         "synchronizer.sync_method": "memory",
         "synchronizer.sync_interval": 1,
     }
