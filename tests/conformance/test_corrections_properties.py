@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conformance.test_corrections import OFF, batch, of_preset
-from trinity_rec.objective import Objective
+from trinity_rec.objective import Objective, rules
 from trinity_rec.objective.clip import CLIP_MODES
-from trinity_rec.objective.tokens import Tokens
+from trinity_rec.objective.tokens import Batch
 from trinity_rec.presets import PRESETS
 
 OF_THE_BATCH = {"off_m2po", "off_bapo", "off_p3o"}
@@ -31,9 +31,11 @@ def test_a_mask_is_0_or_1_and_a_weight_never_negative(name, data):
     rule = CLIP_MODES[settings_of.get("clip_mode", "none")]
     if rule is not None:
         clean = {x: torch.where(data["mask"], data[x], 0.0) for x in ("logprob", "old_logprob", "advantages")}
-        tokens = Tokens(clean["logprob"], clean["old_logprob"], data["mask"], clean["advantages"])
-        arguments = {x: getattr(Objective(**settings_of), x) for x in rule.__annotations__ if x not in ("x", "return")}
-        assert set(rule(tokens, **arguments).unique().tolist()) <= {0.0, 1.0}
+        tokens = Batch([clean["logprob"], clean["old_logprob"], data["mask"], clean["advantages"]], len(data["mask"]))
+        arguments = {x: getattr(Objective(**settings_of), x) for x in rules.arguments_of(rule)}
+        for x in tokens:
+            mask = rule(tokens, **arguments)(x) if rule in rules.OF_THE_BATCH else rule(x, **arguments)
+            assert set(mask.unique().tolist()) <= {0.0, 1.0}
     if name not in OF_ALL_TOKENS:
         assert (of_preset(name, data) * np.nan_to_num(data["advantages"].numpy()) >= 0).all()
 

@@ -8,9 +8,9 @@ from trinity_rec.objective import Objective
 from trinity_rec.objective.rows import BLOCK
 from trinity_rec.presets import PRESETS
 
-# A name for each distinct loss, and those that see all of a batch at once, since they take a statistic of it.
+# A name for each distinct loss, and those that go through a batch more than once, since they take a statistic of it.
 LOSSES = {tuple(sorted(preset.policy_loss.items())): name for name, preset in reversed(PRESETS.items())}.values()
-OF_THE_BATCH = {"off_m2po": 6.5, "off_bapo": 8.0, "off_p3o": 4.5}  # and the multiple of their inputs that they take
+OF_THE_BATCH = ("off_m2po", "off_bapo", "off_p3o")
 ROW_BY_ROW = [name for name in LOSSES if name not in OF_THE_BATCH]
 
 BLOCKS = 10  # float32 blocks that the widest rule holds at once
@@ -47,22 +47,15 @@ SHAPES = ((1, 1024), (8, 1024), (512, 1024), (1, 65_536), (8, 65_536), (3, 100_0
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", ROW_BY_ROW)
+@pytest.mark.parametrize("name", LOSSES)
 def test_no_batch_takes_more_than_a_fixed_multiple_of_its_inputs(shape, name):
     objective = Objective(**PRESETS[name].policy_loss, metrics="full")
     data = batch(*shape)
+    data[1][:, ::2] -= 0.5  # far enough off that M2PO drops tokens
     per_response = 500 * shape[0]  # sums in float64
-    multiple = 2.8 if name == "off_minpro" else MULTIPLE  # torch's running minimum keeps its places too
+    # torch's running minimum keeps its places too, and P3O's weight has a cap and its regulariser a slope
+    multiple = 2.8 if name in ("off_minpro", "off_p3o") else MULTIPLE
     assert peak_bytes(lambda: step(objective, data)) <= multiple * INPUT_BYTES * data[0].numel() + per_response + 10_000
-
-
-@pytest.mark.parametrize("name", OF_THE_BATCH)
-def test_a_statistic_of_the_batch_takes_a_fixed_multiple_of_the_inputs(name):
-    objective = Objective(**PRESETS[name].policy_loss, metrics="full")
-    for rows, length in ((8, 1024), (64, 8192)):
-        data = batch(rows, length)
-        step(objective, data)
-        assert peak_bytes(lambda data=data: step(objective, data)) <= OF_THE_BATCH[name] * INPUT_BYTES * data[0].numel()
 
 
 @pytest.mark.parametrize("metrics, each_block, besides", [("basic", 30, 12), ("full", 54, 14)])

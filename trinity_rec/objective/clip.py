@@ -1,7 +1,8 @@
 """Clip masks M: 1 where a token keeps its policy gradient, 0 where it is clipped away.
 
-A rule takes the `Tokens` of some responses and its arguments by name, and returns M, [rows, response] or [rows, 1].
-Its docstring begins with its formula: rho is the importance ratio pi_theta / mu of a token, s = exp(mean_t log rho) and
+A rule takes the `Tokens` of some responses and its arguments by name, and returns M, [rows, response] or [rows, 1]. One
+that takes a statistic of the batch gets the `Batch` in their place, and returns a function from `Tokens` to M. The
+docstring begins with the formula: rho is the importance ratio pi_theta / mu of a token, s = exp(mean_t log rho) and
 W = prod_t rho are those of its response. Bounds are inclusive, and compared as logarithms, so that nobody pays for an
 exp.
 
@@ -9,6 +10,7 @@ M is made of floats: on a CPU whatever makes or reads bool takes four to fifteen
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,11 +19,15 @@ from pydantic import Field
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from trinity_rec.objective.tokens import Tokens
+    from trinity_rec.objective.tokens import Batch, Tokens
 
 # exp(80) is far above any clip range and far below float32's largest number: a ratio that is clipped away must not
 # overflow, since infinity times M = 0 is not a number.
 LARGEST_LOG_RATIO = 80.0
+
+# At which number the sum of the smallest gets to a value is estimated from a sample of so many of them, and looked for
+# within so many of these on both sides, about two deviations of the estimate.
+SAMPLE, MARGIN = 512, 24
 
 EpsilonLow = Annotated[
     float, Field(0.2, gt=0, le=1, description="The clip range of the ratio ends at 1 - epsilon_low below.")
@@ -163,40 +169,85 @@ def opsm(x: "Tokens", epsilon_low: EpsilonLow, epsilon_high: EpsilonHigh, max_kl
     return one_side(x, epsilon_low, epsilon_high) * left_behind
 
 
-def m2po(x: "Tokens", second_moment: SecondMoment) -> "Tensor":
+def m2po(batch: "Batch", second_moment: SecondMoment) -> "Callable[[Tokens], Tensor]":
     """0 for the largest (log rho)^2 of T = {A>0, rho>1 or A<0, rho<1} until their mean over the rest of T is <= tau
 
     tau = second_moment (M2PO, arXiv 2510.01161, section 5.2 and algorithm 1; outside of T nothing is clipped). AReaL
-    takes the mean over all tokens, of another pair of policies. Sorts the batch.
+    takes the mean over all tokens, of another pair of policies. Of equal squares the last go first.
     """
-    pushed = (x.log_ratio * x.advantages > 0).flatten()
-    square = x.log_ratio.square().flatten()
-    # Ascending, what is outside of T last: means of the first ones never fall, so those within the budget come first.
-    ordered, place = square.where(pushed, math.inf).sort()
-    rank = (ordered < math.inf).cumsum(0)
-    mean = ordered.where(ordered < math.inf, 0).double().cumsum(0) / rank.clamp(min=1)
-    dropped = (mean > second_moment) & (ordered < math.inf)
-    return square.new_empty(len(square)).scatter_(0, place, (~dropped).to(square.dtype)).view_as(x.log_ratio)
+    import torch
+
+    # A mean is at most tau where what tokens have above it is no more than what others lack.
+    above = torch.cat([_above(x, second_moment) for x in batch])
+    excess = above.sum()
+    if not excess > 0:
+        return lambda x: x.count.new_ones(x.count.shape)
+    values = above[above > 0]
+    smallest, fit = _first_that_does_not_fit(values, room=float(values.sum() - excess))
+    keep = (smallest - above).sign_().clamp_(min=0)
+    if fit:
+        keep.view(-1)[(above == smallest).flatten().nonzero()[:fit]] = 1
+    return lambda x: keep[x.rows]
 
 
-def bapo(x: "Tokens", positive_share: PositiveShare) -> "Tensor":
+def bapo(batch: "Batch", positive_share: PositiveShare) -> "Callable[[Tokens], Tensor]":
     """1{A>=0, rho<=c_high or A<=0, rho>=c_low}, the first bounds for which tokens with A>0 have a share >= rho_0
 
     of sum |A| min(rho, c_high) and sum |A| max(rho, c_low); rho_0 = positive_share. c_high goes from 1.2 to 3.0 by
     0.05, then c_low from 0.6 to 0.9 by 0.02 (BAPO, arXiv 2510.18927, eq. 8, algorithm 1, section 5). The authors' code
-    raises c_low first and compares the two sums by their ratio. Sorts the batch.
+    raises c_low first and compares the two sums by their ratio.
     """
-    highs = [1.2 + 0.05 * min(step, 36) for step in range(52)]
-    lows = [0.6 + 0.02 * max(step - 36, 0) for step in range(52)]
-    ratio, advantages = x.ratio.double().reshape(-1), x.advantages.double().reshape(-1)
-    high, low = ratio.new_tensor(highs), ratio.new_tensor(lows)
-    positive = _sum_of_clamped(ratio, advantages.clamp(min=0), high, above=True)
-    negative = _sum_of_clamped(ratio, (-advantages).clamp(min=0), low, above=False)
-    enough = positive >= positive_share * (positive + negative)
-    enough[-1] = True  # the widest bounds, where none gives the share
-    first = enough.to(ratio.dtype).argmax()
-    bounds = low[first].log().to(x.log_ratio), high[first].log().to(x.log_ratio)
-    return _one_side(x.log_ratio, x.advantages, *bounds)
+    highs = [1.2 + 0.05 * step for step in range(37)]
+    loss, gains = 0.0, []
+    for x in batch:
+        ratio, advantages = x.ratio.flatten(), x.advantages.flatten()
+        loss -= float(ratio.clamp(min=0.6).dot(advantages.clamp(max=0)))
+        gains.append((ratio, advantages.clamp(min=0)))
+
+    def is_enough(high: float) -> bool:
+        gain = sum(float(ratio.clamp(max=high).dot(advantages)) for ratio, advantages in gains)
+        return gain >= positive_share * (gain + loss)
+
+    # The share grows with c_high, hence the bisection. It falls with c_low, which therefore stays or goes to its end.
+    if is_enough(highs[0]):
+        low, high = 0.6, highs[0]
+    elif is_enough(highs[-1]):
+        low, high = 0.6, highs[bisect_left(highs, True, 1, len(highs) - 1, key=is_enough)]
+    else:
+        low, high = 0.6 + 15 * 0.02, highs[-1]
+    return lambda x: _one_side(x.log_ratio, x.advantages, math.log(low), math.log(high))
+
+
+def _above(x: "Tokens", second_moment: float) -> "Tensor":
+    """(log rho)^2 - tau for the tokens that A pushes on, 0 for the others, [rows, response]."""
+    pushed = x.advantages.sign().mul_(x.log_ratio).clamp_(min=0)
+    return pushed.square().sub_(pushed.sign_(), alpha=second_moment)
+
+
+def _first_that_does_not_fit(values: "Tensor", room: float) -> tuple[float, int]:
+    """Of positive `values`, added up from the smallest on, the first that takes the sum beyond `room`, and how many
+    equal ones come before it. All of them together are beyond.
+    """
+    import torch
+
+    # As in quickselect only a part is sorted: that between two values of a sample, where the sum should get there.
+    while len(values) > 2 * SAMPLE:
+        sample = values[:: len(values) // SAMPLE].sort().values
+        at = int(torch.searchsorted(sample.cumsum(0), room * len(sample) / len(values)))
+        low, high = sample[max(at - MARGIN, 0)], sample[min(at + MARGIN, len(sample) - 1)]
+        below = float((low - values).sign_().clamp_(min=0).mul_(values).sum())
+        rest = values[values.clamp(low, high) == values]
+        if below > room:
+            rest, below = values[values < low], 0.0
+        elif below + float(rest.sum()) <= room:
+            rest, below = values[values > high], below + float(rest.sum())
+        if len(rest) in (0, len(values)):
+            break
+        values, room = rest, room - below
+    ordered = values.sort().values
+    fit = min(int(torch.searchsorted(ordered.cumsum(0), room, right=True)), len(ordered) - 1)
+    first = float(ordered[fit])
+    return first, fit - int(torch.searchsorted(ordered, first))
 
 
 def _one_side(value: "Tensor", advantages: "Tensor", low: Any, high: Any) -> "Tensor":
@@ -208,26 +259,12 @@ def _inside(value: "Tensor", low: float, high: float) -> "Tensor":
     return value.clamp(low, high).eq_(value)
 
 
-def _sum_of_clamped(value: "Tensor", weight: "Tensor", bounds: "Tensor", *, above: bool) -> "Tensor":
-    """For each bound c the sum of weight * min(value, c), or of weight * max(value, c) where not `above`."""
-    import torch
-
-    value, order = value.sort()
-    weight = weight[order]
-    start = weight.new_zeros(1)
-    mass, moment = (torch.cat([start, part.cumsum(0)]) for part in (weight, weight * value))
-    place = torch.searchsorted(value, bounds, right=True)
-    if above:
-        return moment[place] + bounds * (mass[-1] - mass[place])
-    return bounds * mass[place] + moment[-1] - moment[place]
-
-
 def log_range(epsilon_low: float, epsilon_high: float) -> tuple[float, float]:
     """The bounds [1 - epsilon_low, 1 + epsilon_high] of a ratio as logarithms."""
     return (math.log(1 - epsilon_low) if epsilon_low < 1 else -math.inf), math.log(1 + epsilon_high)
 
 
-CLIP_MODES: "dict[str, Callable[..., Tensor] | None]" = {
+CLIP_MODES: dict[str, Callable[..., Any] | None] = {
     "none": None,
     "one-side": one_side,
     "two-side": two_side,

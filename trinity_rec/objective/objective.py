@@ -99,7 +99,7 @@ class Objective(_Arguments, extra="allow"):  # type: ignore[call-arg]
             ready["regularizer"],
             ready["loss_agg_mode"],
             over_tokens=self.loss_agg_mode == "token-mean",
-            of_the_batch=any(rule in rules.OF_THE_BATCH for rule in chosen.values()),
+            of_the_batch=tuple(kind for kind, rule in chosen.items() if rule in rules.OF_THE_BATCH),
             full=self.metrics == "full",
         )
 

@@ -2,18 +2,19 @@
 
 A rule takes the `Tokens` of some responses and its arguments by name, and returns two tensors: the penalty,
 [rows, response] a token or [rows, 1] a response, and its derivative with respect to each token's log pi_theta, of the
-same shape or [rows, 1]. Its docstring begins with the derivative, which is what the gradient of a token loses.
+same shape or [rows, 1]. One that takes a statistic of the batch gets the `Batch` in their place, and returns a function
+from `Tokens` to these. The docstring begins with the derivative, which is what the gradient of a token loses.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from trinity_rec.objective.tokens import Tokens
+    from trinity_rec.objective.tokens import Batch, Tokens
 
 Coefficient = Annotated[
     float,
@@ -49,17 +50,22 @@ def forward_kl(x: "Tokens", regularizer_coef: Coefficient) -> "tuple[Tensor, Ten
     return -regularizer_coef * x.logprob, x.count.new_full(x.count.shape, -regularizer_coef)
 
 
-def ess_forward_kl(x: "Tokens") -> "tuple[Tensor, Tensor]":
+def ess_forward_kl(batch: "Batch") -> "Callable[[Tokens], tuple[Tensor, Tensor]]":
     """-(1 - ESS)
 
     Of the penalty -(1 - ESS) log pi of each token, up to a constant (1 - ESS) KL(mu || pi), with the ESS of the batch
     (P3O, arXiv 1905.01756; the authors' code takes KL(pi || mu) over all actions).
     """
-    slope = (x.effective_sample_size - 1).expand(x.count.shape)
-    return slope * x.logprob, slope
+    size = batch.effective_sample_size
+
+    def penalty(x: "Tokens") -> "tuple[Tensor, Tensor]":
+        slope = x.count.new_full(x.count.shape, size - 1)
+        return slope * x.logprob, slope
+
+    return penalty
 
 
-REGULARIZERS: "dict[str, Callable[..., tuple[Tensor, Tensor]] | None]" = {
+REGULARIZERS: dict[str, Callable[..., Any] | None] = {
     "none": None,
     "k2": k2,
     "k2-sequence": k2_sequence,

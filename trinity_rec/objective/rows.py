@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trinity_rec.objective.metrics import full_sums
 from trinity_rec.objective.rules import Parts
-from trinity_rec.objective.tokens import Tokens, total
+from trinity_rec.objective.tokens import Batch, Tokens, total
 
 # Elements of a block of rows on a CPU: what a rule makes of it fits in a core's second-level cache, and each call of
 # torch works long enough to be worth its overhead.
@@ -26,21 +26,25 @@ def blockwise(parts: Parts, inputs: Sequence[Tensor], wanted: bool) -> tuple[Ten
     Args:
         inputs: logprob, old_logprob, mask and advantages, [batch, response] each; the mask is boolean.
     """
-    batch, length = inputs[0].shape
+    count, length = inputs[0].shape
     rounded = wanted and inputs[0].dtype not in EXACT
-    if inputs[0].device.type != "cpu" or parts.of_the_batch or batch * length <= BLOCK:
-        ascent, sums = terms(parts, Tokens(*inputs))
+    in_blocks = inputs[0].device.type == "cpu" and count * length > BLOCK
+    batch = Batch(inputs, max(1, BLOCK // length) if in_blocks else count)
+    if parts.of_the_batch:
+        parts = parts._replace(**{kind: getattr(parts, kind)(batch) for kind in parts.of_the_batch})
+    if not in_blocks:
+        (x,) = batch
+        ascent, sums = terms(parts, x)
         if rounded:
             ascent = ascent.to(inputs[0].dtype)
             sums["gradient"] = total(ascent, torch.float32)
         return ascent, sums
-    rows = max(1, BLOCK // length)
     whole = torch.empty_like(inputs[0]) if wanted else None
     blocks = []
-    for start in range(0, batch, rows):
-        ascent, sums = terms(parts, Tokens(*(x[start : start + rows] for x in inputs)))
+    for x in batch:
+        ascent, sums = terms(parts, x)
         if whole is not None:
-            place = whole[start : start + rows].copy_(ascent)
+            place = whole[x.rows].copy_(ascent)
             if rounded:
                 sums["gradient"] = total(place, torch.float32)
         blocks.append(sums)
@@ -54,8 +58,8 @@ def terms(parts: Parts, x: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
     if parts.regularizer is not None:
         sums["regulariser"] = None
     sums["tokens"], sums["log_ratio"] = x.count, x.sum_log_ratio
-    if parts.clip is not None:
-        keep = parts.clip(x)
+    if parts.clip_mode is not None:
+        keep = parts.clip_mode(x)
         # Rules that look at tokens keep padding, where log rho and A are 0.
         by_token = keep.shape == ascent.shape
         sums["kept"] = total(keep) if by_token else keep * x.count + x.mask.shape[-1] - x.count

@@ -16,8 +16,6 @@ from trinity_rec.objective import average, clip, regularizer, weight
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from trinity_rec.objective.tokens import Tokens
-
 # The argument that names a rule, and the rules that it may name; None does nothing.
 RULES: dict[str, Mapping[str, Callable[..., Any] | None]] = {
     "clip_mode": clip.CLIP_MODES,
@@ -27,19 +25,19 @@ RULES: dict[str, Mapping[str, Callable[..., Any] | None]] = {
 }
 # Of these a user may bring another.
 OPEN = ("clip_mode", "weight", "regularizer")
-# A statistic of these is one of the batch, so they see all of it at once.
+# These take a statistic of the batch: they get the `Batch`, and return a function of `Tokens`.
 OF_THE_BATCH = clip.OF_THE_BATCH | weight.OF_THE_BATCH | regularizer.OF_THE_BATCH
 
 
 class Parts(NamedTuple):
     """The rules of an objective, each with its arguments; None does nothing."""
 
-    clip: Callable[[Tokens], Tensor] | None
-    weight: Callable[[Tokens], Any] | None
-    regularizer: Callable[[Tokens], tuple[Tensor, Tensor]] | None
+    clip_mode: Callable[..., Any] | None
+    weight: Callable[..., Any] | None
+    regularizer: Callable[..., Any] | None
     average: Callable[[Tensor], Tensor | float]
     over_tokens: bool  # the average is over tokens, not over responses
-    of_the_batch: bool  # a rule takes a statistic of all responses
+    of_the_batch: tuple[str, ...]  # which of them take the batch
     full: bool  # the metrics
 
 

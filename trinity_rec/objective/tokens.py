@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 import torch
@@ -22,6 +23,7 @@ class Tokens:
     padding log rho, A and log pi are 0 (so rho, pi and mu are 1), whatever the batch holds there.
 
     Attributes:
+        rows: which responses of the batch these are.
         mask: 1 on the tokens that count, 0 on padding, [rows, response].
         logprob: log pi_theta of the sampled tokens, [rows, response].
         old_logprob: log mu of the same tokens, mu being the policy that sampled them, [rows, response].
@@ -31,16 +33,25 @@ class Tokens:
         sum_log_ratio: log W = sum_t log rho, [rows, 1].
     """
 
-    def __init__(self, logprob: Tensor, old_logprob: Tensor, mask: Tensor, advantages: Tensor) -> None:
+    def __init__(
+        self, logprob: Tensor, old_logprob: Tensor, mask: Tensor, advantages: Tensor, *, rows: slice = slice(None)
+    ) -> None:
         """Args: as in `Objective.__call__`, [rows, response] each; a boolean mask, finite numbers on padding."""
+        self.rows = rows
         exact = Tensor.double if logprob.dtype == torch.float64 else Tensor.float  # half as dear as `to(dtype)`
         # A product with the mask takes a twentieth of a `where` on a CPU; a view of bytes, a fifth of reading bool.
         self.mask = exact(mask.view(torch.int8))
         self.raw_logprob, self._old_logprob = exact(logprob), exact(old_logprob)
         self.log_ratio = (self.raw_logprob - self._old_logprob).mul_(self.mask)
         self.advantages = exact(advantages) * self.mask
-        self.count = total(self.mask)
-        self.sum_log_ratio = total(self.log_ratio)
+
+    @cached_property
+    def count(self) -> Tensor:
+        return total(self.mask)
+
+    @cached_property
+    def sum_log_ratio(self) -> Tensor:
+        return total(self.log_ratio)
 
     @cached_property
     def logprob(self) -> Tensor:
@@ -80,16 +91,6 @@ class Tokens:
         """s = exp(mean_t log rho), GSPO's ratio of a response, [rows, 1]."""
         return self.mean_log_ratio.clamp(max=LARGEST_LOG_RATIO).exp_()
 
-    @cached_property
-    def effective_sample_size(self) -> Tensor:
-        """ESS = (sum rho)^2 / (n sum rho^2) over the n tokens of these responses, a scalar; 1 where rho is constant."""
-        if not self.log_ratio.numel():
-            return self.log_ratio.new_ones(())
-        ratio = self.ratio * self.mask
-        flat = ratio.div_(ratio.max()).flatten()  # ratios may have any scale, and padding is none of them
-        size = flat.sum().square() / (flat.dot(flat) * self.count.sum())
-        return size.nan_to_num(1.0)
-
     @property
     def smallest_log_ratio_before(self) -> Tensor:
         """The smallest log rho before each token of its response, 0 before the first, [rows, response]."""
@@ -97,3 +98,45 @@ class Tokens:
         ratios = self.log_ratio.where(self.mask > 0, torch.inf)
         before = torch.cat([ratios.new_full((len(ratios), 1), torch.inf), ratios], -1)[:, :-1]
         return before.cummin(-1).values.nan_to_num_(posinf=0.0)
+
+
+class Batch:
+    """All responses of a call, some at a time: each pass over a batch makes the `Tokens` of its blocks anew, unless
+    there is but one.
+    """
+
+    def __init__(self, inputs: Sequence[Tensor], rows: int) -> None:
+        """Args: those of `Tokens`, [batch, response] each, and how many responses are a block."""
+        self._inputs, self._rows = inputs, rows
+
+    def __iter__(self) -> Iterator[Tokens]:
+        if len(self._inputs[0]) <= self._rows:
+            yield self._only
+            return
+        for start in range(0, len(self._inputs[0]), self._rows):
+            rows = slice(start, start + self._rows)
+            yield Tokens(*(x[rows] for x in self._inputs), rows=rows)
+
+    @cached_property
+    def _only(self) -> Tokens:
+        return Tokens(*self._inputs)
+
+    @cached_property
+    def effective_sample_size(self) -> float:
+        """ESS = (sum rho)^2 / (n sum rho^2) over the n tokens of the batch; 1 where rho is constant."""
+        parts = [_scaled_sums(x) for x in self if x.mask.numel()]
+        unit = max((largest for largest, *_ in parts), default=0.0)
+        if not unit > 0:  # without any token
+            return 1.0
+        first = sum(part * largest / unit for largest, part, _, _ in parts)
+        second = sum(part * (largest / unit) ** 2 for largest, _, part, _ in parts)
+        return first**2 / (second * sum(count for *_, count in parts))
+
+
+def _scaled_sums(x: Tokens) -> tuple[float, ...]:
+    """The largest rho, sum rho and sum rho^2 in its units, since ratios may have any scale, and how many they are."""
+    ratio = (x.ratio * x.mask).flatten()  # padding is no ratio
+    largest = ratio.max()
+    ratio /= largest
+    sums = largest, ratio.sum(), ratio.dot(ratio), x.count.sum()
+    return tuple(map(float, sums)) if sums[0] > 0 else (0.0,) * 4

@@ -2,12 +2,13 @@
 
 A rule takes the `Tokens` of some responses and its arguments by name, and returns w, [rows, response] or [rows, 1];
 where it caps a weight, the pair of w and what it would be without the cap, from which the share of capped tokens is
-counted. Its docstring begins with its formula: rho is the importance ratio pi_theta / mu of a token, s = exp(mean_t log
+counted. One that takes a statistic of the batch gets the `Batch` in their place, and returns a function from `Tokens`
+to that. The docstring begins with the formula: rho is the importance ratio pi_theta / mu of a token, s = exp(mean_t log
 rho) and W = prod_t rho are those of its response.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
@@ -16,7 +17,7 @@ from trinity_rec.objective.clip import LARGEST_LOG_RATIO, EpsilonHigh, EpsilonLo
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from trinity_rec.objective.tokens import Tokens
+    from trinity_rec.objective.tokens import Batch, Tokens
 
 Temperature = Annotated[float, Field(1.0, gt=0, description="The temperature of weight advantage, exp(A / temp).")]
 WeightCap = Annotated[float, Field(2.0, gt=0, description="The largest weight of a token.")]
@@ -161,15 +162,16 @@ def minpro(x: "Tokens") -> "Tensor":
     return x.smallest_log_ratio_before.add_(x.log_ratio).clamp_(max=LARGEST_LOG_RATIO).exp_()
 
 
-def ess_capped_importance_sampling(x: "Tokens") -> "tuple[Tensor, Tensor]":
+def ess_capped_importance_sampling(batch: "Batch") -> "Callable[[Tokens], tuple[Tensor, Tensor]]":
     """min(rho, ESS), ESS = (sum rho)^2 / (n sum rho^2) over the n tokens of the batch
 
     P3O (arXiv 1905.01756): the staler the batch, the less its tokens count.
     """
-    return x.ratio.minimum(x.effective_sample_size), x.ratio
+    size = batch.effective_sample_size
+    return lambda x: (x.ratio.clamp(max=size), x.ratio)
 
 
-WEIGHTS: "dict[str, Callable[..., Tensor | tuple[Tensor, Tensor]] | None]" = {
+WEIGHTS: dict[str, Callable[..., Any] | None] = {
     "none": None,
     "importance_sampling": importance_sampling,
     "gspo_importance_sampling": gspo_importance_sampling,
