@@ -4,7 +4,9 @@ import pytest
 import torch
 from transformers import AutoConfig, Qwen2ForCausalLM
 
-from trinity_rec.lab.model import Architecture, TinyLM, sample, with_head_width
+from trinity_rec.lab import model as model_module
+from trinity_rec.lab.model import Architecture, TinyLM, TinyPolicy, sample, with_head_width
+from trinity_rec.lab.tasks import TASKS
 
 PAD, END = 0, 1
 
@@ -58,12 +60,36 @@ def test_wider_heads_make_the_same_policy_and_what_is_new_stays_0(factor):
         assert weight[~new[name]].any(), name
 
 
-def test_responses_after_a_shared_prompt_score_as_whole_sequences_do():
+@pytest.mark.parametrize("in_one_row", [0, 99])
+def test_responses_after_a_shared_prompt_score_as_whole_sequences_do(in_one_row, monkeypatch):
+    monkeypatch.setattr(model_module, "IN_ONE_ROW", in_one_row)
     model = small_model()
     prompts, responses = torch.randint(19, (3, 6)), torch.randint(19, (12, 4))
     whole = torch.cat([prompts.repeat_interleave(4, 0), responses], 1)
     hidden, _ = model(whole[:, :-1])
-    torch.testing.assert_close(model.response_logits(prompts, responses), model.logits(hidden[:, 5:]))
+    expected, got = model.logits(hidden[:, 5:]), model.response_logits(prompts, responses)
+    torch.testing.assert_close(got, expected)
+    slopes = [torch.autograd.grad(x.log_softmax(-1)[..., 2].sum(), list(model.parameters())) for x in (expected, got)]
+    torch.testing.assert_close(slopes[1], slopes[0], rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_trained_in_one_piece_is_the_model():
+    model = small_model()
+    policy = TinyPolicy(model, TASKS["addition"].vocabulary)
+    before, copy = policy.weights(), policy.frozen()
+    optimizer = torch.optim.SGD(policy.parameters(), lr=0.1)
+    model.response_logits(torch.randint(19, (3, 6)), torch.randint(19, (12, 4))).log_softmax(-1)[
+        ..., 2
+    ].sum().backward()
+    expected = {name: weight.detach() - 0.1 * weight.grad for name, weight in model.named_parameters()}
+    optimizer.step()
+    for name, weight in model.named_parameters():
+        torch.testing.assert_close(weight.detach(), expected[name])
+        assert weight.grad.any(), name
+        assert not torch.equal(weight, copy.model.get_parameter(name)), name
+    policy.take(before)
+    for name, weight in model.named_parameters():
+        assert torch.equal(weight, copy.model.get_parameter(name)), name
 
 
 def test_sampled_logprobs_are_those_of_the_policy_and_repeat_with_the_seed():

@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -23,6 +24,10 @@ from trinity_rec.lab.tasks.problems import Vocabulary
 
 Past = list[tuple[Tensor, Tensor]]
 """Keys and values of each layer, [rows, heads, tokens, head width] each."""
+
+# Tokens of a prompt's responses up to which they are scored in one row behind it. Each is then compared with all of
+# them, and what it may not see thrown away: of short ones that costs less than a row for each.
+IN_ONE_ROW = 32
 
 
 @dataclass(frozen=True)
@@ -53,19 +58,56 @@ class TinyLM(nn.Module):
             if parameter.dim() == 2:
                 nn.init.normal_(parameter, std=0.02)
 
-    def forward(self, tokens: Tensor, past: Past | None = None) -> tuple[Tensor, Past]:
-        """Read `tokens` [rows, n] after what is in `past`.
+    def forward(
+        self,
+        tokens: Tensor,
+        past: Past | None = None,
+        wanted: int | None = None,
+        layers: list[ReadyLayer] | None = None,
+    ) -> tuple[Tensor, Past]:
+        """Read `tokens` [rows, n] after what is in `past`; `layers` is `ready()`, if it is there already.
 
         Returns:
             The hidden states of these tokens, [rows, n, hidden], and the past with them.
         """
         seen = past[0][0].shape[2] if past else 0
-        rotation = tuple(part.to(tokens.device) for part in rotary(self.architecture, seen, tokens.shape[1]))
-        hidden, present = self.embed_tokens(tokens), []
-        for number, layer in enumerate(self.layers):
-            hidden, keys_and_values = layer(hidden, rotation, past[number] if past else None)
+        rotation = rotary(self.architecture, seen, tokens.shape[1]).to(tokens.device)
+        visible = None
+        if tokens.shape[1] > 1:
+            visible = tokens.new_ones(tokens.shape[1], seen + tokens.shape[1], dtype=torch.bool).tril(seen)
+        return self.read(layers or self.ready(), tokens, past, rotation, visible, wanted)
+
+    def ready(self) -> list[ReadyLayer]:
+        """The layers' weights as `read` takes them; good until the next step of training."""
+        return [layer.ready() for layer in self.layers]
+
+    def read(
+        self,
+        layers: list[ReadyLayer],
+        tokens: Tensor,
+        past: Past | None,
+        rotation: Tensor,
+        visible: Tensor | None,
+        wanted: int | None = None,
+    ) -> tuple[Tensor, Past]:
+        """`forward` where a token's place and what it sees are given.
+
+        Args:
+            rotation: of each token's position, see `rotary`, [n or 1, head width / 2].
+            visible: bool, what of the past and of these tokens each one sees, [n, past + n]; None for all.
+            wanted: hidden states of so many tokens at the end are returned; all by default.
+        """
+        hidden, present = F.embedding(tokens, self.embed_tokens.weight), []
+        for number, layer in enumerate(layers):
+            asking = wanted if wanted and number == len(layers) - 1 else tokens.shape[1]
+            attended, keys_and_values = attend(
+                layer, normed(hidden, layer.eps), past[number] if past else None, rotation, visible, asking
+            )
             present.append(keys_and_values)
-        return self.norm(hidden), present
+            hidden = hidden[:, -asking:] + attended
+            gate, up = F.linear(normed(hidden, layer.eps), layer.gate_up).chunk(2, -1)
+            hidden = hidden + F.linear(F.silu(gate) * up, layer.down)
+        return normed(hidden, layers[-1].eps) * self.norm.weight, present
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the token that follows each hidden state, [..., vocabulary]."""
@@ -81,13 +123,20 @@ class TinyLM(nn.Module):
         Returns:
             [problems * samples, response, vocabulary]; differentiable.
         """
-        samples = len(responses) // len(prompts)
-        read, past = self(prompts)
-        hidden = read[:, -1:].repeat_interleave(samples, 0)
-        if responses.shape[1] > 1:
-            said, _ = self(responses[:, :-1], for_each_sample(past, samples))
-            hidden = torch.cat([hidden, said], 1)
-        return self.logits(hidden)
+        samples, layers = len(responses) // len(prompts), self.ready()
+        problems, read = prompts.shape
+        said = responses[:, :-1]
+        if samples * said.shape[1] <= IN_ONE_ROW:
+            tokens = torch.cat([prompts, said.reshape(problems, -1)], 1)
+            visible, position = behind_each_other(read, samples, said.shape[1])
+            rotation = rotary(self.architecture, 0, read + said.shape[1])[position].to(tokens.device)
+            hidden, _ = self.read(layers, tokens, None, rotation, visible.to(tokens.device))
+            first = hidden[:, read - 1, None, None].expand(-1, samples, -1, -1)
+            after = hidden[:, read:].unflatten(1, (samples, -1))
+            return self.logits(torch.cat([first, after], 2).flatten(0, 1))
+        hidden, past = self(prompts, wanted=1, layers=layers)
+        after, _ = self(said, for_each_sample(past, samples), layers=layers)
+        return self.logits(torch.cat([hidden.repeat_interleave(samples, 0), after], 1))
 
     @classmethod
     def load(cls, directory: Path) -> TinyLM:
@@ -163,46 +212,67 @@ def with_head_width(model: TinyLM, width: int) -> TinyLM:
     return wide
 
 
+@dataclass(frozen=True)
+class ReadyLayer:
+    """A layer's weights, put together for few and large products: at this size a call costs more than its arithmetic.
+
+    The weight of a norm is a factor on the columns of what follows it. Queries and keys have the two features that a
+    rotation turns side by side, as real and imaginary part.
+
+    Attributes:
+        qkv, qkv_bias: [3 * width, width] and [3 * width].
+        out: [width, width].
+        gate_up: [2 * intermediate, width].
+        down: [width, intermediate].
+    """
+
+    heads: int
+    eps: float
+    qkv: Tensor
+    qkv_bias: Tensor
+    out: Tensor
+    gate_up: Tensor
+    down: Tensor
+
+
 class Layer(nn.Module):
     """Attention and a gated feed-forward network, each after a norm and added to what came in."""
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
+        self.architecture = architecture
         self.input_layernorm = RMSNorm(architecture)
         self.self_attn = Attention(architecture)
         self.post_attention_layernorm = RMSNorm(architecture)
         self.mlp = FeedForward(architecture)
 
-    def forward(self, hidden: Tensor, rotation: tuple[Tensor, Tensor], past: tuple[Tensor, Tensor] | None):
-        attended, present = self.self_attn(self.input_layernorm(hidden), rotation, past)
-        hidden = hidden + attended
-        return hidden + self.mlp(self.post_attention_layernorm(hidden)), present
+    def ready(self) -> ReadyLayer:
+        attention, mlp, heads = self.self_attn, self.mlp, self.architecture.num_attention_heads
+
+        def side_by_side(query: Tensor, key: Tensor) -> Tensor:
+            both = torch.cat([query, key])
+            return both.view(2 * heads, 2, -1, *both.shape[1:]).transpose(1, 2).reshape(both.shape)
+
+        q, k, v = attention.q_proj, attention.k_proj, attention.v_proj
+        return ReadyLayer(
+            heads=heads,
+            eps=self.architecture.rms_norm_eps,
+            qkv=torch.cat([side_by_side(q.weight, k.weight), v.weight]) * self.input_layernorm.weight,
+            qkv_bias=torch.cat([side_by_side(q.bias, k.bias), v.bias]),
+            out=attention.o_proj.weight,
+            gate_up=torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]) * self.post_attention_layernorm.weight,
+            down=mlp.down_proj.weight,
+        )
 
 
 class Attention(nn.Module):
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         width = architecture.hidden_size
-        self.heads = architecture.num_attention_heads
         self.q_proj, self.k_proj, self.v_proj = (nn.Linear(width, width) for _ in range(3))
         self.o_proj = nn.Linear(width, width, bias=False)
         for projection in (self.q_proj, self.k_proj, self.v_proj):
             nn.init.zeros_(projection.bias)
-
-    def forward(self, hidden: Tensor, rotation: tuple[Tensor, Tensor], past: tuple[Tensor, Tensor] | None):
-        rows, new, width = hidden.shape
-        # One product and one rotation instead of three and two: at this size a call costs more than its arithmetic.
-        projections = (self.q_proj, self.k_proj, self.v_proj)
-        weight, bias = (torch.cat([getattr(each, name) for each in projections]) for name in ("weight", "bias"))
-        projected = F.linear(hidden, weight, bias).view(rows, new, 3 * self.heads, -1).transpose(1, 2)
-        queries, keys = rotate(projected[:, : 2 * self.heads], rotation).chunk(2, 1)
-        values = projected[:, 2 * self.heads :]
-        if past is not None:
-            keys, values = torch.cat([past[0], keys], 2), torch.cat([past[1], values], 2)
-        seen = keys.shape[2] - new
-        visible = torch.ones(new, seen + new, dtype=torch.bool, device=hidden.device).tril(seen) if new > 1 else None
-        attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=visible)
-        return self.o_proj(attended.transpose(1, 2).reshape(rows, new, width)), (keys, values)
 
 
 class FeedForward(nn.Module):
@@ -213,33 +283,61 @@ class FeedForward(nn.Module):
         self.up_proj = nn.Linear(narrow, wide, bias=False)
         self.down_proj = nn.Linear(wide, narrow, bias=False)
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(hidden)) * self.up_proj(hidden))
-
 
 class RMSNorm(nn.Module):
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(architecture.hidden_size))
-        self.eps = architecture.rms_norm_eps
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return F.rms_norm(hidden, self.weight.shape, self.weight, self.eps)
 
 
-def rotary(architecture: Architecture, first: int, count: int) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of the rotary angles of positions first, first + 1, …; [count, head width] each."""
+def attend(
+    layer: ReadyLayer,
+    x: Tensor,
+    past: tuple[Tensor, Tensor] | None,
+    rotation: Tensor,
+    visible: Tensor | None,
+    asking: int,
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Attention of the last `asking` of `x` [rows, n, width] to the past and to `x`, and the past with `x`."""
+    rows, new, width = x.shape
+    projected = F.linear(x, layer.qkv, layer.qkv_bias).view(rows, new, 3 * layer.heads, -1)
+    pairs = torch.view_as_complex(projected[:, :, : 2 * layer.heads].unflatten(-1, (-1, 2)))
+    turned = torch.view_as_real(pairs * rotation[:, None]).flatten(-2).transpose(1, 2)
+    queries, keys = turned.chunk(2, 1)
+    values = projected[:, :, 2 * layer.heads :].transpose(1, 2)
+    if past is not None:
+        keys, values = torch.cat([past[0], keys], 2), torch.cat([past[1], values], 2)
+    if asking < new:
+        queries, visible = queries[:, :, -asking:], None if visible is None else visible[-asking:]
+    attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=visible)
+    return F.linear(attended.transpose(1, 2).reshape(rows, asking, width), layer.out), (keys, values)
+
+
+def normed(x: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) over the last axis: RMSNorm without its weight."""
+    return F.rms_norm(x, x.shape[-1:], None, eps)
+
+
+@cache
+def rotary(architecture: Architecture, first: int, count: int) -> Tensor:
+    """exp(i angle) of the rotary angles of positions first, first + 1, …; complex, [count, head width / 2]."""
     width = architecture.head_width
     frequencies = architecture.rope_theta ** (-torch.arange(0, width, 2) / width)
-    angles = torch.outer(torch.arange(first, first + count).float(), frequencies).repeat(1, 2)
-    return angles.cos(), angles.sin()
+    angles = torch.outer(torch.arange(first, first + count).float(), frequencies)
+    return torch.polar(torch.ones_like(angles), angles)
 
 
-def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn each pair of features (i, i + half) of [..., tokens, head width] by its position's angle."""
-    cosine, sine = rotation
-    first, second = x.chunk(2, -1)
-    return x * cosine + torch.cat([-second, first], -1) * sine
+@cache
+def behind_each_other(read: int, samples: int, length: int) -> tuple[Tensor, Tensor]:
+    """What each token sees where `samples` responses of `length` follow a prompt of `read` tokens, and its position.
+
+    Returns:
+        bool [n, n] and int64 [n], n being `read + samples * length`.
+    """
+    whose = torch.cat([torch.full((read,), -1), torch.arange(samples).repeat_interleave(length)])
+    position = torch.cat([torch.arange(read), read + torch.arange(length).repeat(samples)])
+    own = (whose == -1) | (whose == whose[:, None])
+    return own & (position <= position[:, None]), position
 
 
 def for_each_sample(past: Past, samples: int) -> Past:
@@ -255,27 +353,46 @@ def sample(
 
     Without a generator the most likely token is taken instead of a random one. The generator is the CPU's.
     """
-    read, past = model(prompts)
-    hidden = read[:, -1].repeat_interleave(samples, 0)
-    past = for_each_sample(past, samples)
-    tokens, logprobs, running = [], [], [torch.ones(len(hidden), dtype=torch.bool, device=hidden.device)]
+    layers, (problems, read) = model.ready(), prompts.shape
+    said, past = model(prompts, wanted=1, layers=layers)
+    hidden = said.expand(-1, samples, -1)
+    # The samples of a prompt lie behind it, position by position: each sees the prompt and its own.
+    own = torch.eye(samples, dtype=torch.bool, device=prompts.device)
+    visible = torch.cat([own.new_ones(samples, read), own.repeat(1, length)], 1)
+    tokens, logprobs, running = [], [], [torch.ones(problems * samples, dtype=torch.bool, device=prompts.device)]
     for position in range(length):
-        logprob = model.logits(hidden).log_softmax(-1)
+        logprob = model.logits(hidden).log_softmax(-1).flatten(0, 1)
         if generator is None:
             token = logprob.argmax(-1)
         else:
-            # Gumbel's trick: the largest of logprob + noise is a draw from the distribution.
-            noise = torch.empty(logprob.shape).exponential_(generator=generator).log_()
-            token = (logprob - noise.to(logprob.device)).argmax(-1)
+            # The first token at which the cumulative probability passes a random number between 0 and all of it.
+            cumulative = logprob.exp().cumsum(-1)
+            lot = torch.rand(len(logprob), 1, generator=generator).to(logprob.device) * cumulative[:, -1:]
+            token = (cumulative <= lot).sum(-1).clamp(max=cumulative.shape[-1] - 1)
         token = token.where(running[-1], end)
         tokens.append(token)
         logprobs.append(logprob.gather(-1, token[:, None])[:, 0])
         running.append(running[-1] & (token != end))
         if not running[-1].any() or position == length - 1:
             break
-        new, past = model(token[:, None], past)
-        hidden = new[:, -1]
+        rotation = rotary(model.architecture, read + position, 1).to(prompts.device)
+        seen = visible[:, : read + samples * (position + 1)]
+        hidden, past = model.read(layers, token.view(problems, samples), past, rotation, seen)
     return Responses(*(torch.stack(columns, 1).cpu() for columns in (tokens, logprobs, running[:-1])))
+
+
+def in_one_piece(model: nn.Module) -> nn.Parameter:
+    """All parameters as one: what they hold and their gradients become parts of its own, which are never set to None.
+
+    An optimizer, a norm and a copy then take a call each, not one a parameter.
+    """
+    parameters = list(model.parameters())
+    whole = nn.Parameter(torch.cat([parameter.detach().flatten() for parameter in parameters]))
+    whole.grad = torch.zeros_like(whole)
+    sizes = [parameter.numel() for parameter in parameters]
+    for parameter, part, slope in zip(parameters, whole.detach().split(sizes), whole.grad.split(sizes), strict=True):
+        parameter.data, parameter.grad = part.view_as(parameter), slope.view_as(parameter)
+    return whole
 
 
 class TinyPolicy(Policy):
@@ -283,15 +400,20 @@ class TinyPolicy(Policy):
 
     def __init__(self, model: TinyLM, vocabulary: Vocabulary, device: str = "cpu") -> None:
         self.model, self.vocabulary, self.device = model.to(device), vocabulary, torch.device(device)
+        self._whole = in_one_piece(self.model)
 
     def frozen(self) -> TinyPolicy:
         return TinyPolicy(deepcopy(self.model), self.vocabulary, str(self.device))
 
-    def weights(self) -> dict[str, Tensor]:
-        return {name: weight.detach().clone() for name, weight in self.model.state_dict().items()}
+    def parameters(self) -> list[nn.Parameter]:
+        return [self._whole]
 
+    def weights(self) -> dict[str, Tensor]:
+        return {"whole": self._whole.detach().clone()}
+
+    @torch.no_grad()
     def take(self, weights: dict[str, Tensor]) -> None:
-        self.model.load_state_dict(weights)
+        self._whole.copy_(weights["whole"])
 
     def prompts(self, questions: Sequence[str]) -> list[Tensor]:
         return list(self.vocabulary.prompts(list(questions)))

@@ -46,6 +46,10 @@ class Policy(ABC):
     def frozen(self) -> Policy:
         """A copy with weights of its own, to sample from and to score with but not to train."""
 
+    def parameters(self) -> list[nn.Parameter]:
+        """What an optimizer trains. Their gradients may be parts of one another's: set them to 0, not to None."""
+        return list(self.model.parameters())
+
     @abstractmethod
     def weights(self) -> dict[str, Tensor]:
         """A copy that further training leaves as it is."""

@@ -9,13 +9,13 @@ same preset table, so what is seen here is what `trinity run` trains with.
 from __future__ import annotations
 
 import random
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
 import torch
+from torch import Tensor
 
 from trinity_rec.lab.model import TinyLM, TinyPolicy
 from trinity_rec.lab.policy import Policy
@@ -90,23 +90,22 @@ def train(experiment: Experiment, report: Callable[[int], None] = lambda step: N
     policy = policy_of(experiment)
     initial, explorer = policy.frozen(), policy.frozen()
     objective, shaping = objective_of(variant), shaping_of(variant)
-    optimizer = torch.optim.AdamW(
-        policy.model.parameters(), lr=experiment.rate * variant.rate_factor, weight_decay=0.0, fused=True
-    )
+    parameters = policy.parameters()
+    optimizer = torch.optim.AdamW(parameters, lr=experiment.rate * variant.rate_factor, weight_decay=0.0, fused=True)
     choose = random.Random(f"problems {experiment.seed}")
     drawing, lots = (torch.Generator().manual_seed(10 * experiment.seed + stream) for stream in (1, 2))
-    prompts = policy.prompts([problem.question for problem in task.train])
+    prompts, held_out = (policy.prompts([problem.question for problem in part]) for part in (task.train, task.held_out))
     group = torch.arange(experiment.problems).repeat_interleave(experiment.samples)
 
-    versions = deque([policy.weights()], maxlen=setting.sync_offset + 1)  # the newest is the last
+    versions: dict[int, dict[str, Tensor]] = {}  # weights after so many steps, until the explorer has taken them
     explorer_version = 0
-    rows = [{"step": 0, **evaluate(policy, initial, task, experiment.seed)}]
+    rows = [{"step": 0, **evaluate(policy, initial, task, held_out, experiment.seed)}]
     recent: list[Row] = []
     for step in range(experiment.steps):
         # The explorer, with the weights that the setting gives it.
         version = setting.rollout_version(step)
         if version != explorer_version:
-            explorer.take(versions[version - step - 1])
+            explorer.take(versions.pop(version))
             explorer_version = version
         chosen = choose.sample(range(len(task.train)), experiment.problems)
         asked = [prompts[number] for number in chosen]
@@ -130,12 +129,12 @@ def train(experiment: Experiment, report: Callable[[int], None] = lambda step: N
             mask,
             shaped.advantages.float()[:, None].expand(mask.shape),
         )
-        optimizer.zero_grad()
+        optimizer.zero_grad(set_to_none=False)
         loss.backward()
-        gradient_norm = torch.nn.utils.clip_grad_norm_(policy.model.parameters(), GRADIENT_NORM)
+        gradient_norm = torch.nn.utils.clip_grad_norm_(parameters, GRADIENT_NORM)
         optimizer.step()
-        if setting.sync_interval is not None:
-            versions.append(policy.weights())
+        if setting.rollout_version(step + 1 + setting.sync_offset) == step + 1:
+            versions[step + 1] = policy.weights()
 
         recent.append(
             {
@@ -149,7 +148,7 @@ def train(experiment: Experiment, report: Callable[[int], None] = lambda step: N
         )
         if (step + 1) % experiment.evaluate_every == 0:
             means = {name: sum(row[name] for row in recent) / len(recent) for name in recent[0]}
-            rows.append({"step": step + 1, **means, **evaluate(policy, initial, task, experiment.seed)})
+            rows.append({"step": step + 1, **means, **evaluate(policy, initial, task, held_out, experiment.seed)})
             recent = []
         report(step + 1)
     return [{name: row.get(name, float("nan")) for name in COLUMNS} for row in rows]
@@ -166,9 +165,10 @@ def policy_of(experiment: Experiment) -> Policy:
 
 
 @torch.no_grad()
-def evaluate(policy: Policy, initial: Policy, task: Task, seed: int) -> Row:
-    """Reward, distance from the initial policy and response length on the held-out problems, at temperature 1."""
-    prompts = policy.prompts([problem.question for problem in task.held_out])
+def evaluate(policy: Policy, initial: Policy, task: Task, prompts: Sequence[Tensor], seed: int) -> Row:
+    """Reward, distance from the initial policy and response length at temperature 1 on the held-out problems, whose
+    prompts are given.
+    """
     said = policy.sample(prompts, 1, task.response_length, torch.Generator().manual_seed(10 * seed + 3))
     initial_logprob = initial.score(prompts, said).logprob
     return {
