@@ -51,7 +51,7 @@ class Variant:
     Attributes:
         name, title: what users type, what tables and figures say.
         preset: a row of `trinity_rec.presets`.
-        policy_loss: arguments of its policy loss that differ from the preset's.
+        policy_loss, advantage: arguments of its policy loss and advantage that differ from the preset's.
         rate_factor: on the task's learning rate.
     """
 
@@ -60,6 +60,7 @@ class Variant:
     preset: str
     policy_loss: dict[str, Any] = field(default_factory=dict)
     rate_factor: int = 1
+    advantage: dict[str, Any] = field(default_factory=dict)
 
 
 SETTINGS = {
@@ -70,6 +71,19 @@ SETTINGS = {
         # The paper gives the offset alone; with new weights at each step every batch is ten steps old.
         Setting("sync_offset_10", "sync_offset 10", sync_offset=10),
         Setting("offline", "offline", sync_interval=None),
+    )
+}
+
+# What the arena compares: the paper's settings, and intervals between and beyond them.
+LAGS = {
+    setting.name: setting
+    for setting in (
+        SETTINGS["on_policy"],
+        Setting("sync_interval_4", "sync_interval 4", sync_interval=4),
+        SETTINGS["sync_interval_20"],
+        Setting("sync_interval_64", "sync_interval 64", sync_interval=64),
+        SETTINGS["sync_offset_10"],
+        SETTINGS["offline"],
     )
 }
 

@@ -165,8 +165,9 @@ def test_command_lines_are_those_of_the_program(arguments, monkeypatch, tmp_path
         return  # the command's name in a sentence
     values = command.make_context(name, list(rest)).params
     for key in ("preset", "algorithm"):
-        if values.get(key) not in (None, "nearest"):
-            preset_named(values[key])
+        given = values.get(key) or []
+        for preset in [given] if isinstance(given, str) else given:
+            assert preset == "nearest" or preset_named(preset)
     if name.startswith("paper "):
         select(values["names"] or (), values["task"], values["setting"], values["figure"])
     if name not in STARTS_NOTHING:

@@ -34,7 +34,7 @@ COMMANDS = (
     "plot",
     "diagnose",
 )
-COMMANDS += ("reproduce", "examples", "plugin-dir")
+COMMANDS += ("reproduce", "arena", "examples", "plugin-dir")
 
 for name in COMMANDS:
     module = import_module(f"trinity_rec.cli.{name.replace('-', '_')}")

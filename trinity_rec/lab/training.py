@@ -35,7 +35,7 @@ def objective_of(variant: Variant) -> Objective:
 
 
 def shaping_of(variant: Variant) -> Shaping:
-    return Shaping(**PRESETS[variant.preset].advantage)
+    return Shaping(**{**PRESETS[variant.preset].advantage, **variant.advantage})
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,118 @@
+"""`trinity-rec arena` end to end at a scale of seconds: what it writes, that it goes on, and what it refuses."""
+
+import csv
+import json
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from trinity_rec.cli import app
+from trinity_rec.lab import grid
+from trinity_rec.lab.arena import plan
+from trinity_rec.lab.arena.run import arena, plan_of
+
+TINY = replace(
+    plan.QUICK,
+    lags=("on_policy", "offline"),
+    algorithms=("rec_grpo", "off_tis"),
+    steps=4,
+    evaluate_every=2,
+    judging=(0, 1),
+    rates=(5e-4, 5e-3),
+)
+KEYS = {"algorithm", "task", "lag", "rate", "final", "interval", "auc", "collapse_rate", "robustness", "seeds"}
+OWN = "algorithm:\n  algorithm_type: trinity_rec.rec\n  policy_loss_fn_args: {clip_mode: tests.own_rules.soft_clip}\n"
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """By the command, with an algorithm of one's own."""
+    directory = tmp_path_factory.mktemp("arena")
+    (directory / "soft.yaml").write_text(OWN)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "QUICK", TINY)
+        said = CliRunner().invoke(
+            app,
+            ["arena", "--quick", "--out", f"{directory}/out", "--variant", f"{directory}/soft.yaml", "--workers", "2"],
+        )
+    assert said.exit_code == 0, said.output
+    return directory / "out", said.output
+
+
+def test_arena_json_has_an_object_a_cell(done):
+    out, _ = done
+    cells = json.loads((out / "arena.json").read_text())
+    wanted = [(lag, name) for lag in TINY.lags for name in (*TINY.algorithms, "soft")]
+    assert [(cell["lag"], cell["algorithm"]) for cell in cells] == wanted
+    for cell in cells:
+        assert set(cell) >= KEYS
+        assert cell["interval"][0] <= cell["final"] <= cell["interval"][1]
+        assert cell["rate"] in TINY.rates and cell["seeds"] == 2
+    rows = list(csv.DictReader((out / "arena.csv").open()))
+    assert [(row["lag"], row["algorithm"]) for row in rows] == wanted
+    assert float(rows[0]["final"]) == pytest.approx(cells[0]["final"], rel=1e-4)
+
+
+def test_the_page_needs_nothing_else_and_the_figures_are_there(done):
+    out, _ = done
+    page = (out / "index.html").read_text()
+    assert page.count("<tr>") == 1 + 6 + 1 + 4 and 'class="sortable"' in page  # cells, and soft against the others
+    assert "http" not in page and page.count("data:image/png;base64,") == 2 + 2
+    for name in ("heat_map.png", "robustness.png"):
+        assert (out / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_ones_own_algorithm_is_judged_against_each_other_one(done):
+    out, output = done
+    beside = json.loads((out / "own.json").read_text())
+    assert [(each["lag"], each["algorithm"]) for each in beside] == [
+        (lag, n) for lag in TINY.lags for n in TINY.algorithms
+    ]
+    assert {each["verdict"] for each in beside} <= {"better", "worse", "undecided"}
+    for lag in TINY.lags:
+        assert f"addition, {lag}: yours is" in output
+    assert "the arena takes about" in output
+
+
+def test_a_killed_arena_goes_on_and_ends_the_same(done, tmp_path):
+    out, _ = done
+    scale = replace(TINY, lags=("on_policy",))
+    begun = []
+    planned = plan_of(scale, tmp_path)
+    jobs = planned.tuning(planned.cells(("addition", "on_policy")))
+    for job in jobs[:3]:  # as a process that is killed in its fourth run leaves it
+        grid.write_rows(job.work(lambda step: None), job.path)
+        begun.append((job.path, job.path.stat().st_mtime_ns))
+    (jobs[3].path.parent).mkdir(parents=True, exist_ok=True)
+    jobs[3].path.with_suffix(".1.tmp").write_text("step,reward\n0,")
+    cells, _ = arena(planned, 2, Console(quiet=True))
+    assert all(path.stat().st_mtime_ns == then for path, then in begun)  # what was there was not run again
+    before = {c["algorithm"]: c for c in json.loads((out / "arena.json").read_text()) if c["lag"] == "on_policy"}
+    for cell in json.loads((tmp_path / "arena.json").read_text()):
+        assert {**cell, "mean_rank": 0} == {**before[cell["algorithm"]], "mean_rank": 0}
+    assert len(cells) == 2
+
+
+def test_results_by_other_rules_are_left_alone(done, monkeypatch):
+    out, _ = done
+    before = (out / "arena.json").read_bytes()
+    monkeypatch.setattr(plan, "QUICK", replace(TINY, steps=6))
+    said = CliRunner().invoke(app, ["arena", "--quick", "--out", str(out)])
+    assert said.exit_code != 0 and "steps 4, these have 6: choose another --out" in str(said.exception)
+    assert (out / "arena.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "option, name, known",
+    [
+        ("--algorithm", "grpo", "rec_grpo"),
+        ("--task", "adition", "addition"),
+        ("--lag", "sync_interval_5", "sync_interval_4"),
+    ],
+)
+def test_an_unknown_name_is_refused_with_those_that_are_known(option, name, known, tmp_path):
+    said = CliRunner().invoke(app, ["arena", option, name, "--out", str(tmp_path / "out")])
+    assert said.exit_code != 0 and f"{option} {name}: unknown; known are" in str(said.exception)
+    assert known in str(said.exception) and not (tmp_path / "out").exists()

@@ -1,0 +1,255 @@
+"""The arena's results as files: JSON, CSV, two figures, and one page that needs nothing else."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trinity_rec.lab.arena.plan import COLLAPSE, KEPT, Cell
+from trinity_rec.lab.arena.score import Curve
+from trinity_rec.lab.real_tasks import task_named
+from trinity_rec.plot import draw
+from trinity_rec.plot.draw import INK, figure_grid, new_figure, save, shared_legend
+from trinity_rec.plot.page import document, figure
+from trinity_rec.presets import FAMILIES, PRESETS
+from trinity_rec.variants import LAGS, Variant
+
+COLUMNS = {
+    "algorithm": "algorithm",
+    "task": "task",
+    "lag": "lag",
+    "final": "final reward",
+    "interval": "95 % interval",
+    "auc": "area under the curve",
+    "collapse_rate": "collapse rate",
+    "robustness": "robustness",
+    "rate": "rate",
+    "mean_rank": "mean rank",
+    "low_entropy_rate": "entropy gate",
+    "low_sample_size_rate": "sample size gate",
+    "seeds": "seeds",
+}
+
+
+def write(
+    out: Path,
+    cells: Sequence[Mapping[str, Any]],
+    curves: Mapping[Cell, Sequence[Curve]],
+    variants: Mapping[str, Variant],
+    beside: Sequence[Mapping[str, Any]],
+) -> None:
+    """Write all of it to `out`.
+
+    Args:
+        curves: of the judging seeds.
+        beside: one's own algorithm against the others, see `run.against`; none without one.
+    """
+    (out / "arena.json").write_text(json.dumps(cells, indent=2) + "\n", encoding="utf-8")
+    with (out / "arena.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow([*(name for name in COLUMNS if name != "interval"), "low", "high"])
+        for cell in cells:
+            numbers = [cell[name] for name in COLUMNS if name != "interval"]
+            writer.writerow([f"{x:.6g}" if isinstance(x, float) else x for x in (*numbers, *cell["interval"])])
+    if beside:
+        (out / "own.json").write_text(json.dumps(beside, indent=2) + "\n", encoding="utf-8")
+    pictures = [
+        figure(draw_heat_map(cells, variants, out / "heat_map.png"), "final reward by algorithm and lag", _HEAT_MAP),
+        figure(draw_robustness(cells, variants, out / "robustness.png"), "reward against robustness", _ROBUSTNESS),
+    ]
+    for task in dict.fromkeys(cell["task"] for cell in cells):
+        for family, names in families(variants).items():
+            path = draw_family(task, family, names, curves, variants, out / f"curves_{task}_{family.lower()}.png")
+            pictures.append(figure(path, f"curves of {family} on {task}", f"{task}: {FAMILIES[family]}"))
+    body = _BODY.format(
+        table=table(cells, variants),
+        beside=own_table(beside, variants),
+        pictures="\n".join(pictures),
+    )
+    (out / "index.html").write_text(document("Arena", body), encoding="utf-8")
+
+
+def families(variants: Mapping[str, Variant]) -> dict[str, list[str]]:
+    """Family -> the algorithms of it that take part; one's own stands with the family of its preset."""
+    found: dict[str, list[str]] = {}
+    for name, variant in variants.items():
+        found.setdefault(PRESETS[variant.preset].family, []).append(name)
+    return found
+
+
+def by_mean_rank(cells: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The algorithms, the best first."""
+    places = {cell["algorithm"]: cell["mean_rank"] for cell in cells}
+    return sorted(places, key=lambda name: places[name])
+
+
+def draw_heat_map(cells: Sequence[Mapping[str, Any]], variants: Mapping[str, Variant], path: Path) -> Path:
+    """Tuned final reward, a row an algorithm and a column a lag, a panel a task."""
+    names, tasks = by_mean_rank(cells), list(dict.fromkeys(cell["task"] for cell in cells))
+    lags = [lag for lag in LAGS if any(cell["lag"] == lag for cell in cells)]
+    ends = {(cell["task"], cell["algorithm"], cell["lag"]): cell["final"] for cell in cells}
+    picture = new_figure(2.4 + (0.8 + 0.62 * len(lags)) * len(tasks), 1.3 + 0.24 * len(names))
+    panels = picture.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
+    for axes, task in zip(panels, tasks, strict=True):
+        values = np.array([[ends.get((task, name, lag), np.nan) for lag in lags] for name in names])
+        image = axes.imshow(values, vmin=0, vmax=1, cmap="cividis", aspect="auto")
+        for (row, column), value in np.ndenumerate(values):
+            if np.isfinite(value):
+                colour = "white" if value < 0.55 else INK
+                axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=7.5)
+        axes.set_xticks(range(len(lags)), [LAGS[lag].title for lag in lags], rotation=40, ha="right", fontsize=8)
+        axes.set_yticks(range(len(names)), [variants[name].title for name in names], fontsize=8)
+        axes.tick_params(length=0, colors=INK)
+        axes.spines[:].set_visible(False)
+        axes.set_title(task_named(task).title, loc="left", color=INK, fontsize=10, weight="bold")
+    bar = picture.colorbar(image, ax=panels.tolist(), fraction=0.03, pad=0.02)
+    bar.ax.tick_params(length=0, colors=INK, labelsize=8)
+    bar.outline.set_visible(False)
+    return save(picture, path)
+
+
+def draw_robustness(cells: Sequence[Mapping[str, Any]], variants: Mapping[str, Variant], path: Path) -> Path:
+    """Each algorithm's tuned final reward against its robustness, means over tasks, a panel a lag."""
+    lags = [lag for lag in LAGS if any(cell["lag"] == lag for cell in cells)]
+    columns = min(3, len(lags))
+    picture, grid = figure_grid(-(-len(lags) // columns), columns, (4.0, 3.0))
+    styles = draw.styles_for(variants)
+    for axes, lag in zip(grid.flat, lags, strict=False):
+        points = {}
+        for name in variants:
+            here = [cell for cell in cells if cell["lag"] == lag and cell["algorithm"] == name]
+            if here:
+                points[name] = tuple(float(np.mean([cell[key] for cell in here])) for key in ("robustness", "final"))
+        for number, (name, (x, y)) in enumerate(points.items()):
+            x += 0.05 * (number / len(points) - 0.5)  # robustness takes few values: equals lie beside each other
+            hollow = bool(styles[name].dashes)
+            colour = styles[name].colour
+            axes.scatter(
+                [x],
+                [y],
+                s=34,
+                color="none" if hollow else colour,
+                edgecolors=colour,
+                zorder=3,
+                label=variants[name].title,
+            )
+        axes.set_xlim(-0.05, 1.05)
+        axes.set_title(LAGS[lag].title, loc="left", color=INK, fontsize=10, weight="bold")
+        axes.set_xlabel("robustness", color=INK, fontsize=9.5)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("final reward", color=INK, fontsize=9.5)
+    for axes in grid.flat[len(lags) :]:
+        axes.set_visible(False)
+    shared_legend(picture)
+    return save(picture, path)
+
+
+def draw_family(
+    task: str,
+    family: str,
+    names: Sequence[str],
+    curves: Mapping[Cell, Sequence[Curve]],
+    variants: Mapping[str, Variant],
+    path: Path,
+) -> Path:
+    """The reward curves of a family's algorithms at their own rates, a panel a lag."""
+    lags = [lag for lag in LAGS if any((task, lag, name) in curves for name in names)]
+    columns = min(3, len(lags))
+    picture, grid = figure_grid(-(-len(lags) // columns), columns, (3.6, 2.4))
+    for number, (axes, lag) in enumerate(zip(grid.flat, lags, strict=False)):
+        lines = [
+            draw.Curve(variants[name].title, seeds[0]["step"], np.stack([curve["reward"] for curve in seeds]), name)
+            for name in names
+            if (seeds := curves.get((task, lag, name)))
+        ]
+        draw.draw_curves(
+            axes,
+            lines,
+            title=LAGS[lag].title,
+            ylabel=None if number % columns else "reward",
+            xlabel="training step",
+            styles=draw.styles_for(variants),
+        )
+    for axes in grid.flat[len(lags) :]:
+        axes.set_visible(False)
+    picture.suptitle(f"{task_named(task).title}: {family}", x=0.01, ha="left", color=INK, fontsize=11, weight="bold")
+    shared_legend(picture)
+    return save(picture, path)
+
+
+def shown(value: Any) -> str:
+    """A number, a name or an interval as tables show it."""
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 0.01 and value else f"{value:.3f}"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return " to ".join(f"{x:.3f}" for x in value)
+    return str(value)
+
+
+def table(cells: Sequence[Mapping[str, Any]], variants: Mapping[str, Variant]) -> str:
+    """Every cell, a row each; a click on a head sorts."""
+    heads = "".join(f'<th scope="col" tabindex="0">{escape(head)}</th>' for head in COLUMNS.values())
+    rows = []
+    for cell in sorted(cells, key=lambda cell: (cell["task"], list(LAGS).index(cell["lag"]), -cell["final"])):
+        values = []
+        for name in COLUMNS:
+            value = cell[name]
+            text = (
+                variants[value].title if name == "algorithm" else LAGS[value].title if name == "lag" else shown(value)
+            )
+            key = value[0] if name == "interval" else text if isinstance(value, str) else value
+            values.append(f'<td data-key="{escape(str(key))}">{escape(text)}</td>')
+        rows.append(f"<tr>{''.join(values)}</tr>")
+    return f'<table class="sortable"><thead><tr>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+
+
+def own_table(beside: Sequence[Mapping[str, Any]], variants: Mapping[str, Variant]) -> str:
+    """One's own algorithm against the others; nothing without one."""
+    if not beside:
+        return ""
+    rows = "".join(
+        f"<tr><td>{escape(task_named(each['task']).title)}</td><td>{escape(LAGS[each['lag']].title)}</td>"
+        f"<td>{escape(variants[each['algorithm']].title)}</td><td>{each['difference']:+.3f}</td>"
+        f"<td>{shown(each['interval'])}</td><td>{each['verdict']}</td></tr>"
+        for each in beside
+    )
+    heads = "".join(f"<th>{head}</th>" for head in ("task", "lag", "against", "difference", "95 % interval", "it is"))
+    return f"<h2>Your algorithm against the others</h2><table><tr>{heads}</tr>{rows}</table>"
+
+
+_HEAT_MAP = "Final reward at each algorithm's own rate, mean over fresh seeds; the best mean rank is on top."
+_ROBUSTNESS = f"Robustness: the share of the rates at which {KEPT:.0%} of the best gain is kept."
+_BODY = (
+    """<p class="note">Each algorithm trains at a learning rate of its own, chosen per task and lag on seeds that
+count for nothing else. Intervals are bootstrap 95 % over fresh seeds. Collapse: the reward ends """
+    + f"{COLLAPSE:g}"
+    + """ or more below its best. Mean rank is over tasks and lags. The gates are shares of runs that stopped exploring
+with reward left to gain, and whose effective sample size fell below a half. A click on a head sorts.</p>
+<div class="scroll">{table}</div>
+<div class="scroll">{beside}</div>
+<div class="figures">
+{pictures}
+</div>
+<script>
+document.querySelectorAll("table.sortable").forEach(table => table.querySelectorAll("th").forEach((head, column) => {{
+  const sort = () => {{
+    const body = table.tBodies[0], down = head.getAttribute("aria-sort") !== "descending";
+    table.querySelectorAll("th").forEach(other => other.removeAttribute("aria-sort"));
+    head.setAttribute("aria-sort", down ? "descending" : "ascending");
+    const key = row => row.cells[column].dataset.key;
+    const order = (a, b) => isNaN(key(a)) ? key(a).localeCompare(key(b)) : key(a) - key(b);
+    [...body.rows].sort((a, b) => down ? order(b, a) : order(a, b)).forEach(row => body.append(row));
+  }};
+  head.style.cursor = "pointer";
+  head.addEventListener("click", sort);
+  head.addEventListener("keydown", event => event.key === "Enter" && sort());
+}}));
+</script>
+"""
+)

@@ -1,0 +1,117 @@
+"""Run the arena, column by column, and write what is there after each.
+
+OUT/scale.json                                                   by which rules; a call with others is refused
+OUT/curves/<task>/<lag>/<algorithm>/<rate>/seed_<n>.csv          every run
+OUT/arena.json, arena.csv, index.html, heat_map.png, robustness.png
+OUT/own.json                                                     one's own algorithm against the others
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from trinity_rec.lab.arena import report
+from trinity_rec.lab.arena.own import digest
+from trinity_rec.lab.arena.plan import Cell, Plan, Scale, measured_speeds
+from trinity_rec.lab.arena.score import Curve, chosen_rate, compared, mean_ranks, score
+from trinity_rec.lab.grid import read_rows, run_grid
+from trinity_rec.lab.reproduce import claim_directory
+from trinity_rec.variants import VARIANTS, Variant
+
+
+def plan_of(scale: Scale, out: Path, own: Variant | None = None) -> Plan:
+    """The scale's algorithms and one's own, whose curves lie under its name and digest."""
+    variants, folders = {name: VARIANTS[name] for name in scale.algorithms}, {}
+    if own is not None:
+        variants[own.name], folders[own.name] = own, f"{own.name}-{digest(own)}"
+    return Plan(scale, out, variants, folders)
+
+
+def arena(
+    plan: Plan, workers: int, console: Console, own: str | None = None
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Run what of the plan is not there; the results are written anew after each column.
+
+    Args:
+        own: the name of the user's algorithm among the plan's.
+
+    Returns:
+        The objects of `arena.json`, and those of `own.json`.
+
+    Raises:
+        OtherResults: `plan.out` holds the runs of another scale or of other rules.
+    """
+    claim_directory(plan.out, plan.scale.marker)
+    speeds = say_cost(plan, workers, console)
+    spent, began = plan.seconds(speeds, workers), time.monotonic()
+    cells: list[dict[str, Any]] = []
+    beside: list[dict[str, Any]] = []
+    for number, (task, lag) in enumerate(plan.columns, 1):
+        where = f"{task}, {lag} ({number} of {len(plan.columns)})"
+        here = plan.cells((task, lag))
+        run_grid(plan.tuning(here), workers, console, f"{where}, rates")
+        rates = {cell: chosen_rate(tuned_curves(plan, cell)) for cell in here}
+        run_grid(plan.judging(rates), workers, console, f"{where}, seeds")
+        cells += [scored(plan, cell) for cell in here]
+        beside = write(plan, cells, own)
+        left = plan.seconds(speeds, workers)
+        if left and spent > left:  # by what the columns so far took
+            left *= (time.monotonic() - began) / (spent - left)
+            console.print(f"about {left / 60:.0f} min left of the arena")
+    return cells, beside
+
+
+def say_cost(plan: Plan, workers: int, console: Console) -> dict[str, float]:
+    """Print what is to come and how long it takes, from a rate measured here and now; the steps a second of a task."""
+    to_come = {task: runs for task in plan.scale.tasks if (runs := plan.runs_to_come(task))}
+    speeds = measured_speeds(to_come, plan.scale)
+    for task, speed in speeds.items():
+        console.print(
+            f"{task}: {to_come[task]} runs of {plan.scale.steps} steps to come, {speed:.0f} steps a second and process"
+        )
+    if speeds:
+        console.print(f"the arena takes about {plan.seconds(speeds, workers) / 60:.0f} min in {workers} processes")
+    return speeds
+
+
+def tuned_curves(plan: Plan, cell: Cell) -> dict[float, list[Curve]]:
+    """Rate -> the curves of its tuning seeds."""
+    scale = plan.scale
+    return {rate: [read_rows(plan.path(cell, rate, seed)) for seed in scale.tuning] for rate in scale.rates}
+
+
+def judged_curves(plan: Plan, cell: Cell) -> list[Curve]:
+    """The curves of the judging seeds at the cell's own rate."""
+    rate = chosen_rate(tuned_curves(plan, cell))
+    return [read_rows(plan.path(cell, rate, seed)) for seed in plan.scale.judging]
+
+
+def scored(plan: Plan, cell: Cell) -> dict[str, Any]:
+    task, lag, name = cell
+    return score(name, task, lag, tuned_curves(plan, cell), judged_curves(plan, cell))
+
+
+def write(plan: Plan, cells: Sequence[dict[str, Any]], own: str | None) -> list[dict[str, Any]]:
+    """Everything that follows from the runs; returns how one's own algorithm stands against the others."""
+    places = mean_ranks(cells)
+    for cell in cells:
+        cell["mean_rank"] = places[cell["algorithm"]]
+    there = [(cell["task"], cell["lag"], cell["algorithm"]) for cell in cells]
+    curves = {cell: judged_curves(plan, cell) for cell in there}
+    beside = against(own, curves) if own else []
+    report.write(plan.out, cells, curves, plan.variants, beside)
+    return beside
+
+
+def against(own: str, curves: dict[Cell, list[Curve]]) -> list[dict[str, Any]]:
+    """One's own algorithm against each other one in each column."""
+    return [
+        {"task": task, "lag": lag, "algorithm": name, **compared(curves[task, lag, own], other)}
+        for (task, lag, name), other in curves.items()
+        if name != own
+    ]
