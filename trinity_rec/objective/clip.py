@@ -252,7 +252,7 @@ def _first_that_does_not_fit(values: "Tensor", room: float) -> tuple[float, int]
 
 def _one_side(value: "Tensor", advantages: "Tensor", low: Any, high: Any) -> "Tensor":
     """1 unless `value` leaves [low, high] to the side that A pushes it to."""
-    return (value - value.clamp(low, high)).mul(advantages).le_(0)
+    return value.clamp(low, high).sub_(value).mul(advantages).ge_(0)
 
 
 def _inside(value: "Tensor", low: float, high: float) -> "Tensor":

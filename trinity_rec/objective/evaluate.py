@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -68,7 +68,6 @@ def average(
     the totals of all sums over the batch, the policy term and the regulariser times n; the type of the loss.
     """
     ascent, sums = blockwise(parts, inputs, wanted)
-    names, table = list(sums), torch.cat(list(sums.values()), -1)  # [batch, names]
     shared, by_row = 1.0, None
     factor = parts.average(sums["tokens"])
     if isinstance(factor, Tensor):
@@ -76,20 +75,11 @@ def average(
     else:
         shared = factor
     if sample_weight is not None:
-        weight = sample_weight.to(table).reshape(-1, 1)
-        by_row = weight.expand(len(table), 1) if by_row is None else by_row * weight
+        weight = sample_weight.to(sums["policy"]).reshape(-1, 1)
+        by_row = weight.expand(len(sums["policy"]), 1) if by_row is None else by_row * weight
     if by_row is not None:
-        table[:, : 1 + ("regulariser" in sums)] *= by_row
-    totals = table.sum(0, dtype=torch.float64) if len(table) != 1 else table[0]
-    if parts.full and len(table):
-        place = names.index("ratio_max")
-        totals[place] = table[:, place].max()
-    elsewhere = [x.to(totals).reshape(1) for x in (count, dp_size) if isinstance(x, Tensor)]
-    if elsewhere:
-        totals = torch.cat([totals, *elsewhere])
-    numbers = totals.tolist()  # the one transfer from the device of a call
-    total = dict(zip(names, numbers, strict=False))
-    given = iter(numbers[len(names) :])
+        sums |= {name: sums[name] * by_row for name in ("policy", "regulariser") if name in sums}
+    total, given = _numbers(sums, [x for x in (count, dp_size) if isinstance(x, Tensor)])
     over: Any = next(given) if isinstance(count, Tensor) else count
     ranks = next(given) if isinstance(dp_size, Tensor) else dp_size
     if over is None:
@@ -98,7 +88,23 @@ def average(
     total["policy"] *= shared
     if "regulariser" in total:
         total["regulariser"] *= shared
-    return ascent, (shared, by_row), total, table.dtype
+    return ascent, (shared, by_row), total, sums["policy"].dtype
+
+
+def _numbers(sums: dict[str, Tensor], given: list[Tensor]) -> tuple[dict[str, float], Iterator[float]]:
+    """The sums of all responses together, of `ratio_max` the largest, and numbers that are given beside them."""
+    names, columns = list(sums), list(sums.values())
+    if len(columns[0]) == 1 and columns[0].device.type == "cpu":
+        numbers = [x.item() for x in (*columns, *given)]  # for a few numbers faster than to put them together
+    else:
+        table = torch.cat(columns, -1)  # [batch, names]
+        totals = table.sum(0, dtype=torch.float64)
+        if "ratio_max" in sums and len(table):
+            place = names.index("ratio_max")
+            totals[place] = table[:, place].max()
+        # The one transfer from the device of a call, but for what takes a statistic of the batch.
+        numbers = torch.cat([totals, *(x.to(totals).reshape(1) for x in given)]).tolist()
+    return dict(zip(names, numbers, strict=False)), iter(numbers[len(names) :])
 
 
 def _is_finite(total: dict[str, float], dtype: torch.dtype) -> bool:

@@ -28,13 +28,12 @@ def blockwise(parts: Parts, inputs: Sequence[Tensor], wanted: bool) -> tuple[Ten
     """
     count, length = inputs[0].shape
     rounded = wanted and inputs[0].dtype not in EXACT
-    in_blocks = inputs[0].device.type == "cpu" and count * length > BLOCK
+    in_blocks = count * length > BLOCK and inputs[0].device.type == "cpu"
     batch = Batch(inputs, max(1, BLOCK // length) if in_blocks else count)
     if parts.of_the_batch:
         parts = parts._replace(**{kind: getattr(parts, kind)(batch) for kind in parts.of_the_batch})
-    if not in_blocks:
-        (x,) = batch
-        ascent, sums = terms(parts, x)
+    if batch.only_block is not None:
+        ascent, sums = terms(parts, batch.only_block)
         if rounded:
             ascent = ascent.to(inputs[0].dtype)
             sums["gradient"] = total(ascent, torch.float32)
@@ -71,7 +70,7 @@ def terms(parts: Parts, x: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
         weight = parts.weight(x)
         if isinstance(weight, tuple):
             weight, uncapped = weight
-            capped = (uncapped - weight).sign_().abs_()
+            capped = (uncapped - weight).ne_(0)
             sums["capped"] = total(capped.mul_(x.mask)) if capped.shape == ascent.shape else capped * x.count
             capped = uncapped = None  # memory
         ascent = ascent * weight

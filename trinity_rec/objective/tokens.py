@@ -44,14 +44,8 @@ class Tokens:
         self.raw_logprob, self._old_logprob = exact(logprob), exact(old_logprob)
         self.log_ratio = (self.raw_logprob - self._old_logprob).mul_(self.mask)
         self.advantages = exact(advantages) * self.mask
-
-    @cached_property
-    def count(self) -> Tensor:
-        return total(self.mask)
-
-    @cached_property
-    def sum_log_ratio(self) -> Tensor:
-        return total(self.log_ratio)
+        self.count = total(self.mask)
+        self.sum_log_ratio = total(self.log_ratio)
 
     @cached_property
     def logprob(self) -> Tensor:
@@ -108,18 +102,15 @@ class Batch:
     def __init__(self, inputs: Sequence[Tensor], rows: int) -> None:
         """Args: those of `Tokens`, [batch, response] each, and how many responses are a block."""
         self._inputs, self._rows = inputs, rows
+        self.only_block = Tokens(*inputs) if len(inputs[0]) <= rows else None
 
     def __iter__(self) -> Iterator[Tokens]:
-        if len(self._inputs[0]) <= self._rows:
-            yield self._only
+        if self.only_block is not None:
+            yield self.only_block
             return
         for start in range(0, len(self._inputs[0]), self._rows):
             rows = slice(start, start + self._rows)
             yield Tokens(*(x[rows] for x in self._inputs), rows=rows)
-
-    @cached_property
-    def _only(self) -> Tokens:
-        return Tokens(*self._inputs)
 
     @cached_property
     def effective_sample_size(self) -> float:
