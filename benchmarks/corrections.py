@@ -4,14 +4,13 @@
 
 First the greatest difference of each pair of gradients, over the greatest gradient, on one batch of stale responses,
 for settings that should agree. Then the disagreements that docs/corrections.md names. With `--times` instead what each
-loss costs beside that of rec_grpo.
+loss costs beside that of rec_grpo, for one response, a small and a large batch.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import statistics
 import sys
 import tempfile
 from collections.abc import Callable
@@ -179,15 +178,18 @@ def _shown(values: list[float]) -> str:
 
 
 def times() -> Table:
-    """How many times as long as rec_grpo's each loss takes, forward and backward, on 32 responses of 8,192 tokens."""
-    data = responses(32, 8192)
-    runs = {name: partial(preset(name), data) for name in PRESETS if name == "rec_grpo" or name.startswith("off_")}
-    seconds = alternate(runs, rounds=7)
-    table = Table("preset", "ms", "times rec_grpo", "min-max of the rounds", title="CPU time of one call, medians")
-    for name, taken in seconds.items():
-        beside = ratio(taken, seconds["rec_grpo"])
-        spread = f"{beside['min']:.2f}-{beside['max']:.2f}"
-        table.add_row(name, f"{1e3 * statistics.median(taken):.1f}", f"{beside['median']:.2f}", spread)
+    """How many times as long as rec_grpo's each loss takes, forward and backward: median and range of the rounds."""
+    names = [name for name in PRESETS if name == "rec_grpo" or name.startswith("off_")]
+    columns = {}
+    for rows, length in ((1, 1024), (8, 1024), (32, 8192)):
+        data = responses(rows, length)
+        near = {**data, "old_logprob": data["logprob"].lerp(data["old_logprob"], 1 / 3)}  # M2PO drops nothing of it
+        runs = {name: partial(preset(name), data) for name in names}
+        seconds = alternate({**runs, "off_m2po, near": partial(preset("off_m2po"), near)}, rounds=15, calls=5)
+        columns[f"{rows} x {length}"] = [ratio(taken, seconds["rec_grpo"]) for taken in seconds.values()]
+    table = Table("preset", *columns, title="CPU time of a call, in times that of rec_grpo")
+    for name, *beside in zip(seconds, *columns.values(), strict=True):
+        table.add_row(name, *(f"{x['median']:.2f} ({x['min']:.2f}-{x['max']:.2f})" for x in beside))
     return table
 
 

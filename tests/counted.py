@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -23,10 +24,10 @@ def peak_bytes(run: Callable[[], Any]) -> int:
 
 
 class Kernels(TorchDispatchMode):
-    """Counts the calls of torch's kernels while it is entered; a view of what is there calls none."""
+    """Counts the calls of torch's kernels while it is entered; a view of what is there or reading a number is none."""
 
     calls = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.calls += not function.is_view
+        self.calls += not function.is_view and function is not torch.ops.aten._local_scalar_dense.default
         return function(*args, **kwargs or {})
