@@ -85,7 +85,7 @@ class TinyLM(nn.Module):
         self,
         layers: list[ReadyLayer],
         tokens: Tensor,
-        past: Past | None,
+        past: Past | list[Growing] | None,
         rotation: Tensor,
         visible: Tensor | None,
         wanted: int | None = None,
@@ -293,7 +293,7 @@ class RMSNorm(nn.Module):
 def attend(
     layer: ReadyLayer,
     x: Tensor,
-    past: tuple[Tensor, Tensor] | None,
+    past: tuple[Tensor, Tensor] | Growing | None,
     rotation: Tensor,
     visible: Tensor | None,
     asking: int,
@@ -305,12 +305,30 @@ def attend(
     turned = torch.view_as_real(pairs * rotation[:, None]).flatten(-2).transpose(1, 2)
     queries, keys = turned.chunk(2, 1)
     values = projected[:, :, 2 * layer.heads :].transpose(1, 2)
-    if past is not None:
+    if isinstance(past, Growing):
+        keys, values = past.append(keys, values)
+    elif past is not None:
         keys, values = torch.cat([past[0], keys], 2), torch.cat([past[1], values], 2)
     if asking < new:
         queries, visible = queries[:, :, -asking:], None if visible is None else visible[-asking:]
     attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=visible)
     return F.linear(attended.transpose(1, 2).reshape(rows, asking, width), layer.out), (keys, values)
+
+
+class Growing:
+    """Keys and values of a layer where nothing is differentiated: what comes is written into room for `more` tokens."""
+
+    def __init__(self, keys: Tensor, values: Tensor, more: int) -> None:
+        self._parts = [F.pad(part, (0, 0, 0, more)) for part in (keys, values)]
+        self._seen = keys.shape[2]
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """All keys and values, these included."""
+        before, self._seen = self._seen, self._seen + keys.shape[2]
+        for whole, part in zip(self._parts, (keys, values), strict=True):
+            whole[:, :, before : self._seen] = part
+        keys, values = (whole[:, :, : self._seen] for whole in self._parts)
+        return keys, values
 
 
 def normed(x: Tensor, eps: float) -> Tensor:
@@ -322,9 +340,10 @@ def normed(x: Tensor, eps: float) -> Tensor:
 def rotary(architecture: Architecture, first: int, count: int) -> Tensor:
     """exp(i angle) of the rotary angles of positions first, first + 1, …; complex, [count, head width / 2]."""
     width = architecture.head_width
-    frequencies = architecture.rope_theta ** (-torch.arange(0, width, 2) / width)
-    angles = torch.outer(torch.arange(first, first + count).float(), frequencies)
-    return torch.polar(torch.ones_like(angles), angles)
+    with torch.inference_mode(False):  # it is kept, and autograd may want it
+        frequencies = architecture.rope_theta ** (-torch.arange(0, width, 2) / width)
+        angles = torch.outer(torch.arange(first, first + count).float(), frequencies)
+        return torch.polar(torch.ones_like(angles), angles)
 
 
 @cache
@@ -345,7 +364,6 @@ def for_each_sample(past: Past, samples: int) -> Past:
     return [(keys.repeat_interleave(samples, 0), values.repeat_interleave(samples, 0)) for keys, values in past]
 
 
-@torch.no_grad()
 def sample(
     model: TinyLM, prompts: Tensor, samples: int, length: int, end: int, generator: torch.Generator | None
 ) -> Responses:
@@ -353,8 +371,18 @@ def sample(
 
     Without a generator the most likely token is taken instead of a random one. The generator is the CPU's.
     """
+    with torch.inference_mode():  # an eighth quicker than without gradients alone
+        columns = _drawn(model, prompts, samples, length, end, generator)
+    return Responses(*(column.clone() for column in columns))  # tensors that autograd may keep
+
+
+def _drawn(
+    model: TinyLM, prompts: Tensor, samples: int, length: int, end: int, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens, logprobs and mask of `sample`."""
     layers, (problems, read) = model.ready(), prompts.shape
     said, past = model(prompts, wanted=1, layers=layers)
+    growing = [Growing(keys, values, samples * (length - 1)) for keys, values in past]
     hidden = said.expand(-1, samples, -1)
     # The samples of a prompt lie behind it, position by position: each sees the prompt and its own.
     own = torch.eye(samples, dtype=torch.bool, device=prompts.device)
@@ -377,8 +405,9 @@ def sample(
             break
         rotation = rotary(model.architecture, read + position, 1).to(prompts.device)
         seen = visible[:, : read + samples * (position + 1)]
-        hidden, past = model.read(layers, token.view(problems, samples), past, rotation, seen)
-    return Responses(*(torch.stack(columns, 1).cpu() for columns in (tokens, logprobs, running[:-1])))
+        hidden, _ = model.read(layers, token.view(problems, samples), growing, rotation, seen)
+    drawn, logprob, mask = (torch.stack(columns, 1).cpu() for columns in (tokens, logprobs, running[:-1]))
+    return drawn, logprob, mask
 
 
 def in_one_piece(model: nn.Module) -> nn.Parameter:
