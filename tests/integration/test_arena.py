@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -93,6 +94,16 @@ def test_a_killed_arena_goes_on_and_ends_the_same(done, tmp_path):
     for cell in json.loads((tmp_path / "arena.json").read_text()):
         assert {**cell, "mean_rank": 0} == {**before[cell["algorithm"]], "mean_rank": 0}
     assert len(cells) == 2
+
+
+def test_calls_for_parts_add_up(done, tmp_path):
+    out, _ = done
+    part = replace(TINY, lags=("offline",), algorithms=("off_tis",))
+    shutil.copytree(out, tmp_path / "out")
+    cells, beside = arena(plan_of(part, tmp_path / "out"), 1, Console(quiet=True))
+    assert [(cell["lag"], cell["algorithm"]) for cell in cells] == [("offline", "off_tis")] and not beside
+    kept = json.loads((tmp_path / "out" / "arena.json").read_text())
+    assert len(kept) == 4  # the presets; an algorithm that this call does not know is not among them
 
 
 def test_results_by_other_rules_are_left_alone(done, monkeypatch):

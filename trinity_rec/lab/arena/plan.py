@@ -147,6 +147,16 @@ class Plan:
     def judging(self, rates: Mapping[Cell, float]) -> list[Job]:
         return [self.job(cell, rate, seed) for cell, rate in rates.items() for seed in self.scale.judging]
 
+    def whole(self) -> list[Cell]:
+        """The cells that are there in full, from this call or another, by task, lag and algorithm."""
+        names = [*ALGORITHMS, *(name for name in self.variants if name not in ALGORITHMS)]
+        every = product(FULL.tasks, LAGS, names)
+        return [
+            cell
+            for cell in every
+            if self.path(cell, self.scale.rates[0], self.scale.tuning[0]).exists() and not self._missing(cell)
+        ]
+
     def runs_to_come(self, task: str) -> int:
         """Runs of a task that are not there. Before its tuning is done a cell's judging counts as to come."""
         return sum(self._missing(cell) for cell in self._cells_of(task))

@@ -1,4 +1,4 @@
-"""Run the arena, column by column, and write what is there after each.
+"""Run the arena, column by column, and write what is there after each, from whichever call.
 
 OUT/scale.json                                                   by which rules; a call with others is refused
 OUT/curves/<task>/<lag>/<algorithm>/<rate>/seed_<n>.csv          every run
@@ -9,7 +9,7 @@ OUT/own.json                                                     one's own algor
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ def arena(
         own: the name of the user's algorithm among the plan's.
 
     Returns:
-        The objects of `arena.json`, and those of `own.json`.
+        The objects of `arena.json` that were asked for, and those of `own.json`.
 
     Raises:
         OtherResults: `plan.out` holds the runs of another scale or of other rules.
@@ -49,21 +49,20 @@ def arena(
     claim_directory(plan.out, plan.scale.marker)
     speeds = say_cost(plan, workers, console)
     spent, began = plan.seconds(speeds, workers), time.monotonic()
-    cells: list[dict[str, Any]] = []
-    beside: list[dict[str, Any]] = []
+    results = Results(plan)
     for number, (task, lag) in enumerate(plan.columns, 1):
         where = f"{task}, {lag} ({number} of {len(plan.columns)})"
         here = plan.cells((task, lag))
         run_grid(plan.tuning(here), workers, console, f"{where}, rates")
         rates = {cell: chosen_rate(tuned_curves(plan, cell)) for cell in here}
         run_grid(plan.judging(rates), workers, console, f"{where}, seeds")
-        cells += [scored(plan, cell) for cell in here]
-        beside = write(plan, cells, own)
+        results.write(own)
         left = plan.seconds(speeds, workers)
         if left and spent > left:  # by what the columns so far took
             left *= (time.monotonic() - began) / (spent - left)
             console.print(f"about {left / 60:.0f} min left of the arena")
-    return cells, beside
+    asked = {cell for column in plan.columns for cell in plan.cells(column)}
+    return [cell for cell in results.cells if cell_of(cell) in asked], results.beside
 
 
 def say_cost(plan: Plan, workers: int, console: Console) -> dict[str, float]:
@@ -91,27 +90,49 @@ def judged_curves(plan: Plan, cell: Cell) -> list[Curve]:
     return [read_rows(plan.path(cell, rate, seed)) for seed in plan.scale.judging]
 
 
-def scored(plan: Plan, cell: Cell) -> dict[str, Any]:
-    task, lag, name = cell
-    return score(name, task, lag, tuned_curves(plan, cell), judged_curves(plan, cell))
+def cell_of(scored: Mapping[str, Any]) -> Cell:
+    return scored["task"], scored["lag"], scored["algorithm"]
 
 
-def write(plan: Plan, cells: Sequence[dict[str, Any]], own: str | None) -> list[dict[str, Any]]:
-    """Everything that follows from the runs; returns how one's own algorithm stands against the others."""
-    places = mean_ranks(cells)
-    for cell in cells:
-        cell["mean_rank"] = places[cell["algorithm"]]
-    there = [(cell["task"], cell["lag"], cell["algorithm"]) for cell in cells]
-    curves = {cell: judged_curves(plan, cell) for cell in there}
-    beside = against(own, curves) if own else []
-    report.write(plan.out, cells, curves, plan.variants, beside)
-    return beside
+class Results:
+    """What follows from the runs that are there, those of earlier calls too.
+
+    Attributes:
+        cells: the objects of `arena.json`.
+        beside: those of `own.json`: one's own algorithm against each other one.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._scored: dict[Cell, dict[str, Any]] = {}
+        self._curves: dict[Cell, list[Curve]] = {}
+        self.cells: list[dict[str, Any]] = []
+        self.beside: list[dict[str, Any]] = []
+
+    def write(self, own: str | None) -> None:
+        """Read what is new and write everything anew."""
+        plan, there = self._plan, self._plan.whole()
+        for cell in there:
+            if cell not in self._scored:
+                task, lag, name = cell
+                self._curves[cell] = judged_curves(plan, cell)
+                self._scored[cell] = score(name, task, lag, tuned_curves(plan, cell), self._curves[cell])
+        self.cells = [self._scored[cell] for cell in there]
+        places = mean_ranks(self.cells)
+        for scored in self.cells:
+            scored["mean_rank"] = places[scored["algorithm"]]
+        curves = {cell: self._curves[cell] for cell in there}
+        self.beside = against(own, curves) if own else []
+        variants = {
+            name: plan.variants.get(name) or VARIANTS[name] for name in dict.fromkeys(cell[2] for cell in there)
+        }
+        report.write(plan.out, self.cells, curves, variants, self.beside)
 
 
 def against(own: str, curves: dict[Cell, list[Curve]]) -> list[dict[str, Any]]:
-    """One's own algorithm against each other one in each column."""
+    """One's own algorithm against each other one in each column that it is in."""
     return [
         {"task": task, "lag": lag, "algorithm": name, **compared(curves[task, lag, own], other)}
         for (task, lag, name), other in curves.items()
-        if name != own
+        if name != own and (task, lag, own) in curves
     ]
