@@ -21,6 +21,7 @@ from trinity.common.experience import EID, Experience
 from trinity_rec.declared import choices_of
 from trinity_rec.objective import Objective
 from trinity_rec.objective.rules import RULES
+from trinity_rec.objective.tokens import Batch
 from trinity_rec.plugin.advantage import RECAdvantage
 from trinity_rec.presets import PRESETS
 from trinity_rec.shaping import Shaping
@@ -122,15 +123,22 @@ def test_a_loss_is_finite_or_says_where_it_is_not_100_000_times(objective, batch
 @pytest.mark.parametrize("metrics", ["basic", "full"])
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_look_at_the_numbers_costs_no_transfer_of_its_own(name, metrics, monkeypatch):
+    """One, but for what a rule reads itself that takes a statistic of the batch."""
     transfers = []
     for method in ("tolist", "item", "__bool__", "__float__", "__int__", "cpu", "nonzero"):
         original = getattr(Tensor, method)
         monkeypatch.setattr(Tensor, method, lambda *args, f=original, m=method: (transfers.append(m), f(*args))[1])
     logprob = torch.full((3, 5), -1.0, requires_grad=True)
-    Objective(**PRESETS[name].policy_loss, metrics=metrics)(
-        logprob, torch.full((3, 5), -1.5), torch.ones(3, 5), torch.ones(3, 5)
-    )
-    assert transfers == ["tolist"]
+    others = torch.full((3, 5), -1.5), torch.ones(3, 5), torch.ones(3, 5)
+    objective = Objective(**PRESETS[name].policy_loss, metrics=metrics)
+    batch = Batch([logprob.detach(), others[0], others[1].bool(), others[2]], 3)
+    for kind in objective._parts.of_the_batch:
+        getattr(objective._parts, kind)(batch)
+    assert bool(transfers) == (name in ("off_m2po", "off_bapo", "off_p3o"))
+    of_the_rule = transfers.copy()
+    transfers.clear()
+    objective(logprob, *others)
+    assert transfers == [*of_the_rule, "tolist"]
 
 
 def test_the_first_bad_token_is_named():
