@@ -94,16 +94,6 @@ def allowed(field: FieldInfo) -> str:
     return (f"a number of at least {low:g}" if low > -math.inf else "a finite number") + or_null
 
 
-def json_range(field: FieldInfo) -> dict[str, float]:
-    """The range of a number in the words of JSON schema."""
-    low, low_open, high, high_open = _bounds(field)
-    named = {
-        "exclusiveMinimum" if low_open else "minimum": low,
-        "exclusiveMaximum" if high_open else "maximum": high,
-    }
-    return {name: bound for name, bound in named.items() if math.isfinite(bound)}
-
-
 def _parts(annotation: Any) -> tuple[Any, ...]:
     """The members of a union, or the annotation itself."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
@@ -113,11 +103,8 @@ def _parts(annotation: Any) -> tuple[Any, ...]:
 
 def _bounds(field: FieldInfo) -> tuple[float, bool, float, bool]:
     """The least and the largest number, each with whether it is itself out of range."""
-    found: dict[str, float] = {}
-    for each in field.metadata:
-        for name in ("gt", "ge", "lt", "le"):
-            if (bound := getattr(each, name, None)) is not None:
-                found[name] = bound
+    names = ("gt", "ge", "lt", "le")
+    found = {name: getattr(each, name) for each in field.metadata for name in names if hasattr(each, name)}
     low, high = found.get("gt", found.get("ge", -math.inf)), found.get("lt", found.get("le", math.inf))
     return low, "gt" in found, high, "lt" in found
 

@@ -165,7 +165,7 @@ def test_rollouts_on_tinker_are_at_temperature_1():
     config.buffer.explorer_input.taskset = taskset
     check(config)
     taskset.rollout_args.temperature = 0.5
-    with pytest.raises(ValueError, match=r"taskset\(train\)\.rollout_args\.temperature=0\.5"):
+    with pytest.raises(ValueError, match=r"explorer_input\.taskset\.rollout_args\.temperature=0\.5"):
         check(config)
     config.model.tinker.enable = False
     check(config)

@@ -109,6 +109,8 @@ def test_no_preset_is_in_error(preset):
         GRPO + "  optiimzer: # error: did you mean optimizer?\n    lr: 1\n",
         GRPO + "  optimizer:\n    lr: fast # error: expected a number\n",
         GRPO + "  optimizer: 3 # error: expected a mapping\n",
+        GRPO + "  optimizer:\n    betas: [0.9, high] # error: betas[1]: 'high' has the wrong type; expected a number\n",
+        GRPO + "  kl_loss_fn: trinity_rec.k2 # error: trinity_rec.k2 cannot be imported\n",
         GRPO + "  policy_loss_fn_args: 1 # error: expected a mapping\n",
         GRPO + "  kl_loss_fn: k9 # error: no 'k9'\n",
         GRPO + "  sample_strategy: trinity_rec.BalancedSampleStrateg # error: trinity_rec.BalancedSampleStrategy?\n",
@@ -328,6 +330,15 @@ def test_arguments_of_other_blocks_are_held_against_their_constructors(section, 
             "    eval_tasksets:\n      - name: b # error: this eval taskset has no path\n",
         ),
         ("max_model_len: 2048", "max_model_len: '${oc.env:NO_SUCH_LENGTH}' # doubt: NO_SUCH_LENGTH is not set here"),
+        (
+            "  repeat_times: 8\n",
+            "  repeat_times: 8\n  optimizer:\n    betas: ['${oc.env:NO_BETA}', 0.9] # doubt: NO_BETA is not set\n",
+        ),
+        # and not what Trinity stumbles over when it goes on without it
+        (
+            "model:\n  model_path: Qwen/Qwen2.5-1.5B-Instruct\n  max_model_len: 2048\n",
+            "model: # error: Unable to determine `max_model_len`\n  model_path: none/such\n",
+        ),
         (
             "model_path: Qwen/Qwen2.5-1.5B-Instruct",
             "model_path: '${oc.env:NO_SUCH_MODEL}/x' # doubt: NO_SUCH_MODEL is not set here\n"

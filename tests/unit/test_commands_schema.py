@@ -101,6 +101,7 @@ def test_it_accepts_every_shipped_config(schema, path):
         {"algorithm_type": "trinity_rec.rec", "policy_loss_fn": "trinity_rec.RECPolicyLos"},
         {"algorithm_type": "trinity_rec.rec", "kl_loss_fn": "k9"},
         {"algorithm_type": "trinity_rec.rec", "sample_strategy_args": 3},
+        {"algorithm_type": "trinity_rec.rec", "policy_loss_fn_args": "wide"},
         {},
     ],
 )
@@ -119,6 +120,8 @@ def test_it_refuses_what_check_refuses(schema, wrong):
         {"policy_loss_fn": "my_package.MyLoss", "policy_loss_fn_args": {"beta": 0.5}},
         {"repeat_times": "${oc.env:GROUP}", "optimizer": {"lr": "${oc.env:LR,1e-6}"}},
         {"policy_loss_fn_args": {"epsilon_high": "${oc.env:HIGH}"}},
+        {"loss_agg_mode": "${oc.env:AVERAGE}", "policy_loss_fn": "${mine}", "kl_loss_fn": "${oc.env:KL,none}"},
+        {"policy_loss_fn_args": "${mine}", "advantage_fn_args": "${mine}"},
         {"policy_loss_fn_args": {"clip_mode": "tests.own_rules.soft_clip", "softness": 2.0}},
     ],
 )

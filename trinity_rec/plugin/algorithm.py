@@ -177,12 +177,13 @@ def _complete_kl(config: Config) -> bool:
 
 def _refuse_tempered_rollouts(config: Config) -> None:
     """On Tinker the sampler's logprobs are those of the tempered policy, the trainer's are not: rho would be wrong."""
-    explorer_input = config.buffer.explorer_input
-    tasksets = [taskset for taskset in (explorer_input.taskset, *explorer_input.tasksets) if taskset is not None]
+    key, explorer_input = "buffer.explorer_input.taskset", config.buffer.explorer_input
+    tasksets = {key: explorer_input.taskset} if explorer_input.taskset is not None else {}
+    tasksets |= {f"{key}s[{index}]": taskset for index, taskset in enumerate(explorer_input.tasksets)}
     places = [("model.temperature", config.model.temperature)] if not tasksets else []
-    for taskset in tasksets:
+    for key, taskset in tasksets.items():
         own = taskset.rollout_args.temperature
-        name = f"buffer.explorer_input.taskset({taskset.name or taskset.path}).rollout_args.temperature"
+        name = f"{key}.rollout_args.temperature"
         places.append(("model.temperature", config.model.temperature) if own is None else (name, own))
     for key, temperature in places:
         if temperature is not None and temperature != 1:

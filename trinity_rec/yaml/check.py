@@ -11,25 +11,31 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import enum
 import functools
 import inspect
 import re
 import tempfile
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from importlib import import_module
 from typing import Any
 
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from trinity.common import config_validator
+from trinity.common.config import Config
+
 from trinity_rec.plugin import registries
+from trinity_rec.plugin.arguments import shortened
 from trinity_rec.presets import PRESETS
 from trinity_rec.terminal import UsageError, closest, did_you_mean
 from trinity_rec.yaml.document import Document, Key, dotted
+from trinity_rec.yaml.doubts import doubts
 from trinity_rec.yaml.effective import trinity_warnings
 from trinity_rec.yaml.source import unreadable_buffer
 from trinity_rec.yaml.summary import Summary, summarise
 from trinity_rec.yaml.translate import BLOCKS, nearest
-
-if typing.TYPE_CHECKING:
-    from trinity.common.config import Config
 
 ERROR, DOUBT = "error", "doubt"
 
@@ -84,11 +90,9 @@ class Report:
 
 
 def unreadable(path: str, error: UsageError) -> Report:
-    place, line = re.match(re.escape(path) + r"(?::(\d+))?: (.*)", str(error)), 1
-    message = str(error) if place is None else place[2]
-    if place is not None and place[1]:
-        line = int(place[1])
-    return Report(path, None, [Finding(ERROR, line, "", message)])
+    place = re.match(re.escape(path) + r"(?::(\d+))?: (.*)", str(error))
+    line, message = place.groups() if place else (None, str(error))
+    return Report(path, None, [Finding(ERROR, int(line or 1), "", message)])
 
 
 def check(document: Document) -> Report:
@@ -109,8 +113,6 @@ class _Check:
         self.unset: list[tuple[Key, ...]] = []  # keys whose environment variable is not set here
 
     def add(self, level: str, keys: tuple[Key, ...], message: str, suggestion: str = "") -> None:
-        from trinity_rec.plugin.arguments import shortened
-
         if level == ERROR and _is_number_in_quotes(value := _get(self.document.data, keys)):
             message, suggestion = f"{value!r} is text, not a number", "unquote it"
         texts = map(shortened, (dotted(keys), message, suggestion))
@@ -119,24 +121,20 @@ class _Check:
             self.findings.append(finding)
 
     def run(self) -> Report:
-        data = self._typed_data()
-        config = self._config(data)
-        summary = None
+        data = self._readable_data()
+        self._resolve(data)
+        config, summary = self._loaded(data), None
+        ours = None if config is None else self._resolve_algorithm(config)
+        if ours is not None:
+            data.setdefault("algorithm", {})["algorithm_type"] = ours
+            config = self._plugin_check(data)
+        elif config is not None:
+            _fill_in_defaults(config)
         if config is not None:
-            ours = self._resolve_algorithm(config)
-            if ours is not None:
-                self._plugin_check(config)
-                buffer = config.buffer.trainer_input.experience_buffer
-                if config.mode == "train" and buffer and (problem := unreadable_buffer(buffer.storage_type)):
-                    self.add(ERROR, ("buffer", "trainer_input", "experience_buffer", "storage_type"), problem)
-            else:
-                _fill_in_defaults(config)
             self._bind_foreign_blocks(config)
             self._trinity_checks(config)
             summary = summarise(config)
             if ours is not None:
-                from trinity_rec.yaml.doubts import doubts
-
                 for doubt in doubts(config, self.document.data, summary):
                     self.add(DOUBT, doubt.keys, doubt.message, doubt.suggestion)
         order = {ERROR: 0, DOUBT: 1}
@@ -145,117 +143,81 @@ class _Check:
 
     # Types and names, by Trinity's configuration classes.
 
-    def _typed_data(self) -> dict[str, Any]:
-        from trinity.common.config import Config
-
-        known = [field.name for field in dataclasses.fields(Config)]
-        if not set(self.document.data) & set(known):
+    def _readable_data(self) -> dict[str, Any]:
+        if not set(self.document.data) & {field.name for field in dataclasses.fields(Config)}:
             raise UsageError(
                 f"{self.document.path}:1: not a Trinity configuration: none of its keys is one of Trinity's "
                 "(algorithm, model, buffer, …)"
             )
-        return self._typed(self.document.data, Config, ())
+        return self._readable(copy.deepcopy(self.document.data), Config)
 
-    def _typed(self, value: Any, hint: Any, keys: tuple[Key, ...], owner: Any = None) -> Any:
-        """`value` without what does not fit its type annotation; each misfit is an error."""
-        hint = _without_none(hint, value)
+    def _readable(self, value: Any, hint: Any, keys: tuple[Key, ...] = ()) -> Any:
+        """`value` without what OmegaConf cannot read as `hint`. Each of these is an error; OmegaConf itself often names
+        no key (of a list, of a mapping that is none), so its parts are tried one by one."""
+        hint, parts, hints = hint if value is None else _without_none(hint), value, {}
+        is_interpolation = isinstance(value, str) and "${" in value and not dataclasses.is_dataclass(hint)
+        if is_interpolation or _is_readable(value, hint):
+            return value
         if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
-            hints, kept = typing.get_type_hints(hint), {}
-            for key, each in value.items():
-                if key not in hints:
-                    self.add(ERROR, (*keys, key), "unknown key", did_you_mean(str(key), hints))
-                    continue
-                fitting = self._typed(each, hints[key], (*keys, key), owner=hint)
-                if fitting is not _MISFIT:
-                    kept[key] = fitting
-            return kept
-        origin, inner = typing.get_origin(hint), typing.get_args(hint)
-        if origin is list and inner and isinstance(value, list) and dataclasses.is_dataclass(inner[0]):
-            fitting = [self._typed(each, inner[0], (*keys, i)) for i, each in enumerate(value)]
-            return [each for each in fitting if each is not _MISFIT]
-        if origin is dict and inner and isinstance(value, Mapping) and dataclasses.is_dataclass(inner[1]):
-            fitting = {key: self._typed(each, inner[1], (*keys, key)) for key, each in value.items()}
-            return {key: each for key, each in fitting.items() if each is not _MISFIT}
-        return value if self._fits(value, keys, owner, hint) else _MISFIT
+            hints = typing.get_type_hints(hint)
+            for key in set(value) - set(hints):
+                self.add(ERROR, (*keys, key), "unknown key", did_you_mean(str(key), hints))
+        elif isinstance(value, typing.get_origin(hint) or ()) and typing.get_args(hint):
+            parts = dict(enumerate(value)) if isinstance(value, list) else value
+            hints = dict.fromkeys(parts, typing.get_args(hint)[-1])
+        else:
+            self.add(ERROR, keys, f"{value!r} has the wrong type", f"expected {_in_words(hint)}")
+            return _MISFIT
+        fitting = {key: self._readable(parts[key], hints[key], (*keys, key)) for key in parts if key in hints}
+        kept = {key: each for key, each in fitting.items() if each is not _MISFIT}
+        return list(kept.values()) if isinstance(value, list) else kept
 
-    def _fits(self, value: Any, keys: tuple[Key, ...], owner: Any, hint: Any) -> bool:
-        from omegaconf.errors import OmegaConfBaseException
-
-        try:
-            if owner is None or dataclasses.is_dataclass(hint):
-                if not isinstance(value, Mapping):
-                    raise TypeError
-            else:
-                _schema(owner)[keys[-1]] = value
-        except (OmegaConfBaseException, TypeError, ValueError, KeyError, AttributeError) as error:
-            is_no_member = isinstance(error, KeyError) and isinstance(value, str)  # of an enumeration
-            expected = str(error) if is_no_member else f"expected {_type_name(hint)}"
-            self.add(ERROR, keys, f"{value!r} has the wrong type", expected)
-            return False
-        return True
-
-    def _config(self, data: dict[str, Any]) -> Config | None:
-        """The configuration as Trinity loads it; what depends on an environment that is not here keeps its default."""
-        from omegaconf import OmegaConf
-        from omegaconf.errors import OmegaConfBaseException
-
+    def _resolve(self, data: dict[str, Any]) -> None:
+        """Interpolations become values; what depends on an environment that is not here gets its default."""
         try:
             merged = OmegaConf.merge(_blank(), data)
         except OmegaConfBaseException:  # an interpolation in place of a mapping is resolved at once
             merged = OmegaConf.create(data)
-        for keys, value in list(_interpolations(data)):
+        for keys, value in reversed(list(_interpolations(data))):
             try:
-                OmegaConf.select(merged, dotted(keys), throw_on_missing=True)
+                resolved = OmegaConf.select(merged, dotted(keys), throw_on_missing=True)
             except OmegaConfBaseException as error:
-                environment = re.search(r"Environment variable '(\w+)' not found", str(error))
-                if environment:
-                    self.add(
-                        DOUBT, keys, f"environment variable {environment[1]} is not set here", "set it for the run"
-                    )
+                reason = str(error).splitlines()[0]
+                if unset := re.search(r"Environment variable '(\w+)' not found", reason):
+                    self.add(DOUBT, keys, f"environment variable {unset[1]} is not set here", "set it for the run")
                     self.unset.append(keys)
-                elif any(dotted(keys) in value for keys in self.unset):
-                    self.unset.append(keys)  # it refers to what is not set here
                 else:
-                    self.add(ERROR, keys, f"{value}: {str(error).splitlines()[0]}")
+                    self.add(ERROR, keys, f"{value}: {reason}")
                 _drop(data, keys)
+            else:
+                if not OmegaConf.is_config(resolved):
+                    _get(data, keys[:-1])[keys[-1]] = resolved
+
+    def _loaded(self, data: dict[str, Any]) -> Config | None:
+        """The configuration as Trinity loads it."""
         try:
             return OmegaConf.to_object(OmegaConf.merge(_blank(), data))
         except OmegaConfBaseException as error:
-            keys = tuple(parsed_key(error.full_key or ""))
-            self.add(ERROR, keys, str(error).splitlines()[0])
+            self.add(ERROR, tuple(parsed_key(error.full_key or "")), str(error).splitlines()[0])
             return None
 
     # The algorithm, by the plugin.
 
     def _resolve_algorithm(self, config: Config) -> str | None:
-        """The preset's name; None where the YAML names another algorithm, which then is said."""
-        from trinity_rec.plugin.arguments import shortened
-
-        keys = ("algorithm", "algorithm_type")
-        name = config.algorithm.algorithm_type
-        plain = name.removeprefix("trinity_rec.")
-        upstream = registries.ALGORITHMS.names()
-        if plain in PRESETS and name != "rec":
-            if plain == name:
-                self.add(
-                    DOUBT,
-                    keys,
-                    f"{name} is known by its plain name only with --plugin-dir",
-                    f"trinity_rec.{name} works everywhere",
-                )
-                config.algorithm.algorithm_type = f"trinity_rec.{name}"
-            return plain
+        """The preset's full name; None where the YAML names another algorithm, which then is said."""
+        keys, name = ("algorithm", "algorithm_type"), config.algorithm.algorithm_type
+        plain, upstream = name.removeprefix("trinity_rec."), registries.ALGORITHMS.names()
         if name == "rec":
-            given = {key: getattr(config.algorithm, key) for key in ("algorithm_type", *BLOCKS)}
-            preset, args = nearest(given)
+            preset, args = nearest({key: getattr(config.algorithm, key) for key in ("algorithm_type", *BLOCKS)})
             differing = ", ".join(f"{key} {value}" for values in args.values() for key, value in values.items())
-            self.add(
-                DOUBT,
-                keys,
-                "upstream's rec, whose defaults load a reference model for a KL term of 0.001",
-                f"`trinity-rec use nearest {self.document.path}` switches to {preset.name}"
-                + (f" with {differing}" if differing else ""),
-            )
+            said = "upstream's rec, whose defaults load a reference model for a KL term of 0.001"
+            hint = f"`trinity-rec use nearest {self.document.path}` switches to {preset.name}"
+            self.add(DOUBT, keys, said, f"{hint} with {differing}" if differing else hint)
+        elif plain in PRESETS:
+            if plain == name:
+                said = f"{name} is known by its plain name only with --plugin-dir"
+                self.add(DOUBT, keys, said, f"trinity_rec.{name} works everywhere")
+            return f"trinity_rec.{plain}"
         elif name in upstream:
             pass  # Trinity's own: its blocks' arguments are held against their constructors
         elif "." in name and not name.startswith("trinity_rec."):
@@ -270,27 +232,27 @@ class _Check:
             self.add(ERROR, keys, f"no algorithm {shortened(repr(name), 100)}", hint)
         return None
 
-    def _plugin_check(self, config: Config) -> None:
-        """Run the plugin's check until it passes: each refused setting is noted and then left at its default."""
-        algorithm = registries.ALGORITHMS.get(config.algorithm.algorithm_type)
-        self._known_functions(config)
-        defaults = type(config)()
+    def _plugin_check(self, data: dict[str, Any]) -> Config | None:
+        """Run the plugin's check until it passes: each refused setting is noted, then dropped from `data`."""
+        self._known_functions(data["algorithm"])
+        algorithm = registries.ALGORITHMS.get(data["algorithm"]["algorithm_type"])
         with trinity_warnings() as warnings:
-            while True:
-                attempt = copy.deepcopy(config)
+            while (config := self._loaded(data)) is not None:
                 try:
-                    algorithm.check_config(attempt)
+                    algorithm.check_config(config)
+                    break
                 except (ValueError, TypeError, ImportError) as error:
                     keys, message, suggestion = self._placed(str(error))
                     self.add(ERROR, keys, message, suggestion)
-                    if not any(_reset(config, defaults, keys[:depth]) for depth in range(len(keys), 1, -1)):
-                        return
-                else:
-                    break
-            algorithm.check_config(config)
+                    if not any(_drop(data, keys[:depth]) for depth in range(len(keys), 1, -1)):
+                        return self._loaded(data)
         for warning in dict.fromkeys(warnings):
             keys, message, suggestion = self._placed(warning)
             self.add(DOUBT, keys, message, suggestion)
+        buffer = config and config.buffer.trainer_input.experience_buffer
+        if config and config.mode == "train" and buffer and (problem := unreadable_buffer(buffer.storage_type)):
+            self.add(ERROR, ("buffer", "trainer_input", "experience_buffer", "storage_type"), problem)
+        return config
 
     def _bind_foreign_blocks(self, config: Config) -> None:
         """Hold the arguments that Trinity will pass to a block that is not ours against its constructor."""
@@ -309,94 +271,69 @@ class _Check:
                 setattr(algorithm, f"{key}_args", block.default_args())
             args = getattr(algorithm, f"{key}_args")
             passed = [*args, *_PASSED_BY_TRINITY.get(key, ())]
-            parameters = dict(list(inspect.signature(block.__init__).parameters.items())[1:])
-            named = [
-                each.name for each in parameters.values() if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
-            ]
+            parameters = inspect.signature(block).parameters
+            stars = [each.name for each in parameters.values() if each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
             takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
-            for argument in () if takes_any else passed:
-                if argument not in named:
-                    place = ("algorithm", f"{key}_args", argument) if argument in args else ("algorithm", key)
-                    said = "" if argument in args else f" {argument}, which Trinity passes"
-                    self.add(ERROR, place, f"{name} takes no such argument{said}", did_you_mean(argument, named))
-            for argument in named:
-                if parameters[argument].default is inspect.Parameter.empty and argument not in passed:
+            for argument in () if takes_any else [each for each in passed if each not in parameters]:
+                place = (f"{key}_args", argument) if argument in args else (key,)
+                said = "" if argument in args else f" {argument}, which Trinity passes"
+                hint = did_you_mean(argument, parameters)
+                self.add(ERROR, ("algorithm", *place), f"{name} takes no such argument{said}", hint)
+            for argument in [each for each in parameters if each not in (*passed, *stars)]:
+                if parameters[argument].default is inspect.Parameter.empty:
                     self.add(ERROR, ("algorithm", key), f"{name} needs {argument}", f"{key}_args: {{{argument}: …}}")
 
-    def _known_functions(self, config: Config) -> None:
-        """Names that Trinity's registries do not have, and classes that cannot be imported."""
+    def _known_functions(self, section: dict[str, Any]) -> None:
+        """Names that Trinity's registries do not have, and classes that cannot be imported but ours: see the plugin."""
         for key, registry in registries.BLOCKS.items():
-            name = getattr(config.algorithm, key)
-            if name is None or registry.knows(name):
+            name = str(section.get(key) or "")
+            is_plugins = name.startswith("trinity_rec.") and key in (
+                "policy_loss_fn",
+                "advantage_fn",
+                "sample_strategy",
+            )
+            if not name or is_plugins or registry.knows(name):
                 continue
-            problem = _import_problem(name)
-            if problem is not None:
-                near = closest(name.removeprefix("trinity_rec."), registry.names())
-                own = did_you_mean(name, _own_blocks()) if name.startswith("trinity_rec.") else None
-                hint = own or (f"did you mean {near}?" if near else f"known: {', '.join(registry.names())}")
-                self.add(ERROR, ("algorithm", key), problem, hint)
-                setattr(config.algorithm, key, None)
+            if (problem := _import_problem(name)) is not None:
+                self.add(ERROR, ("algorithm", key), problem, did_you_mean(name, registry.names()))
+                del section[key]
 
     def _placed(self, message: str) -> tuple[tuple[Key, ...], str, str]:
         """A one-line message of the plugin's check as key, text and suggestion; it begins with the key it is about."""
-        match = re.match(r"[a-z_]+(?:\.[\w-]+|\([^)]*\))+", message)
-        key = match[0] if match else ""
+        key = "".join(re.findall(r"^[a-z_]+(?:\.[\w-]+|\[\d+\])+", message))
         rest = message[len(key) :].removeprefix(":").strip()
-        unknown = re.match(r"unknown argument '(\w+)'", rest)
-        keys = self._with_taskset_index(tuple(parsed_key(key)), key)
-        if unknown:
+        keys = tuple(parsed_key(key)) or ("algorithm",)
+        if unknown := re.match(r"unknown argument '(\w+)'", rest):
             keys = (*keys, unknown[1])
             rest = rest.replace(unknown[0], "unknown argument", 1)
-        text, _, suggestion = rest.partition("; ")
-        if text.startswith("="):
-            text = text.removeprefix("=")
-        return keys or ("algorithm",), text, suggestion
-
-    def _with_taskset_index(self, keys: tuple[Key, ...], key: str) -> tuple[Key, ...]:
-        """The plugin names a taskset by its name or path; in the YAML it may stand in a list."""
-        named = re.search(r"taskset\(([^)]*)\)", key)
-        tasksets = _get(self.document.data, ("buffer", "explorer_input", "tasksets"))
-        if named is None or not isinstance(tasksets, list):
-            return keys
-        for index, taskset in enumerate(tasksets):
-            if named[1] in (_get(taskset, ("name",)), _get(taskset, ("path",))):
-                return (*keys[:2], "tasksets", index, *keys[3:])
-        return keys
+        text, _, suggestion = rest.removeprefix("=").partition("; ")
+        return keys, text, suggestion
 
     # The rest, by those of Trinity's validators that need nothing but the configuration.
 
     def _trinity_checks(self, config: Config) -> None:
         if self.errors:
             return
-        from trinity.common import config_validator as trinity
-
         attempt = copy.deepcopy(config)
         attempt.continue_from_checkpoint = True
         if attempt.model.lora_configs and attempt.model.lora_configs[0].path is None:
             attempt.model.lora_configs[0].path = "made by Trinity from the model"
-        has_cluster = attempt.cluster.node_num and attempt.cluster.gpu_per_node
-        validators: list[tuple[Any, str, Callable[..., None]]] = [
-            (trinity.GlobalConfigValidator, "mode", lambda each: each.validate(attempt)),
-            (trinity.MonitorConfigValidator, "monitor", lambda each: each.validate(attempt)),
-            (trinity.AlgorithmConfigValidator, "algorithm", lambda each: each.validate(attempt)),
-            (trinity.ModelConfigValidator, "model", lambda each: each._check_model_len(attempt)),
-            (trinity.SynchronizerConfigValidator, "synchronizer", lambda each: each.validate(attempt)),
-            (trinity.IntervalConfigValidator, "explorer", lambda each: each.validate(attempt)),
-            (trinity.ExplorerConfigValidator, "explorer", lambda each: each.validate(attempt)),
-            (trinity.BufferConfigValidator, "buffer", lambda each: each.validate(attempt)),
-            (trinity.TrainerConfigValidator, "trainer", lambda each: each.validate(attempt)),
-        ]
-        if has_cluster and not attempt.model.tinker.enable:  # else it asks a Ray cluster
-            validators.insert(4, (trinity.RayClusterConfigValidator, "cluster", lambda each: each.validate(attempt)))
+        is_asked = attempt.cluster.node_num and attempt.cluster.gpu_per_node and not attempt.model.tinker.enable
         with tempfile.TemporaryDirectory() as checkpoints, trinity_warnings():
             attempt.checkpoint_root_dir = attempt.checkpoint_job_dir = checkpoints
-            for validator, section, validate in validators:
+            for kind, section in _VALIDATORS.items():
+                if kind == "RayCluster" and not is_asked:  # else it asks a Ray cluster
+                    continue
+                validator = getattr(config_validator, f"{kind}ConfigValidator")()
                 try:
-                    validate(validator())
+                    # The rest of the model's check reads its files.
+                    (validator._check_model_len if kind == "Model" else validator.validate)(attempt)
                 except (ValueError, AssertionError, RuntimeError, ImportError, KeyError, TypeError, OSError) as error:
                     message = " ".join(str(error).split()) or type(error).__name__
-                    if any(str(keys[-1]) in message or isinstance(error, TypeError) for keys in self.unset):
-                        continue  # it comes from the environment, and is doubted already
+                    if isinstance(error, TypeError) and (self.errors or self.unset):
+                        continue  # Trinity stumbles over what is missing, which is said already
+                    if any(str(keys[-1]) in message for keys in self.unset):
+                        continue
                     if "path is not configured" in message:
                         kind = "eval taskset" if message.startswith("Eval") else "taskset"
                         message, keys = f"this {kind} has no path", self._without_path(kind)
@@ -429,6 +366,19 @@ class _Check:
 
 
 _MISFIT = object()
+# Those of Trinity's validators that need nothing but the configuration, and the section that each is about.
+_VALIDATORS = {
+    "Global": "mode",
+    "Monitor": "monitor",
+    "Algorithm": "algorithm",
+    "Model": "model",
+    "RayCluster": "cluster",
+    "Synchronizer": "synchronizer",
+    "Interval": "explorer",
+    "Explorer": "explorer",
+    "Buffer": "buffer",
+    "Trainer": "trainer",
+}
 # What Trinity passes to the constructors of blocks beside their arguments.
 _PASSED_BY_TRINITY = {"policy_loss_fn": ("backend",), "sample_strategy": ("buffer_config",)}
 
@@ -444,58 +394,54 @@ def _is_number_in_quotes(value: Any) -> bool:
 
 
 @functools.cache
-def _schema(dataclass: type) -> Any:
-    """Checks the type of what is assigned to its keys."""
-    from omegaconf import OmegaConf
+def _slot(hint: Any) -> Any:
+    """A configuration of one key, `it`, of this type."""
+    return OmegaConf.structured(dataclasses.make_dataclass("Slot", [("it", hint)]))
 
-    return OmegaConf.structured(dataclass)
+
+def _is_readable(value: Any, hint: Any) -> bool:
+    try:
+        OmegaConf.merge(_slot(hint), {"it": value})
+    except (OmegaConfBaseException, AttributeError):  # the latter for a number in place of one of an enumeration
+        return False
+    return True
 
 
 @functools.cache
 def _blank() -> Any:
     """Trinity's configuration without any content, to merge with."""
-    from omegaconf import OmegaConf
-    from trinity.common.config import Config
-
     return OmegaConf.structured(Config)
 
 
 def parsed_key(key: str) -> Iterator[Key]:
     """The other way round."""
-    for part in re.findall(r"[^.\[\]()]+(?:\([^)]*\))?", key):
-        name = part.split("(")[0]
-        yield int(name) if name.isdigit() else name
+    for part in re.findall(r"[^.\[\]]+", key):
+        yield int(part) if part.isdigit() else part
 
 
-def _without_none(hint: Any, value: Any) -> Any:
+def _without_none(hint: Any) -> Any:
     options = [each for each in typing.get_args(hint) if each is not type(None)]
-    is_optional = len(options) == 1 and type(None) in typing.get_args(hint)
-    return options[0] if is_optional and value is not None else hint
+    return options[0] if len(options) == 1 and type(None) in typing.get_args(hint) else hint
 
 
-def _type_name(hint: Any) -> str:
-    import enum
-
-    if dataclasses.is_dataclass(hint) or typing.get_origin(hint) is dict or hint is dict:
-        return "a mapping of keys to values"
-    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+def _in_words(hint: Any) -> str:
+    """A type of Trinity's configuration."""
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    if hint in words:
+        return words[hint]
+    if isinstance(hint, enum.EnumMeta):
         return f"one of {', '.join(each.value for each in hint)}"
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    options = [each for each in typing.get_args(hint) if each is not type(None)]
-    if typing.get_origin(hint) is list:
-        return f"a list, each {_type_name(options[0])}"
-    if options:
-        return " or ".join(map(_type_name, options))
-    return names.get(hint, str(hint))
+    if dataclasses.is_dataclass(hint) or dict in (hint, typing.get_origin(hint)):
+        return "a mapping of keys to values"
+    parts = " or ".join(map(_in_words, typing.get_args(hint)))
+    return f"a list, each {parts}" if typing.get_origin(hint) is list else parts or str(hint)
 
 
 def _fill_in_defaults(config: Config) -> None:
     """Complete another algorithm's section for the summary; what is wrong with it, Trinity's validators say."""
-    from trinity.common.config_validator import AlgorithmConfigValidator
-
     attempt = copy.deepcopy(config)
     with trinity_warnings(), contextlib.suppress(Exception):
-        AlgorithmConfigValidator().validate(attempt)
+        config_validator.AlgorithmConfigValidator().validate(attempt)
         config.algorithm = attempt.algorithm
 
 
@@ -521,34 +467,18 @@ def _get(value: Any, keys: tuple[Key, ...]) -> Any:
     return value
 
 
-def _drop(data: Any, keys: tuple[Key, ...]) -> None:
-    parent = _get(data, keys[:-1]) if len(keys) > 1 else data
-    if isinstance(parent, dict):
-        parent.pop(keys[-1], None)
-    elif isinstance(parent, list):
-        parent[keys[-1]] = None
-
-
-def _reset(config: Any, defaults: Any, keys: tuple[Key, ...]) -> bool:
-    """Give a setting of the configuration its default; False where there is no such setting."""
-    for key in keys[:-1]:
-        if isinstance(key, int):
-            config, defaults = config[key], type(config[key])()
-        else:
-            config, defaults = getattr(config, key, None), getattr(defaults, key, None)
-    last = str(keys[-1])
-    if isinstance(config, dict):
-        return config.pop(last, _MISFIT) is not _MISFIT
-    if getattr(config, last, None) in (None, getattr(defaults, last, None)):
+def _drop(data: Any, keys: tuple[Key, ...]) -> bool:
+    """Remove a setting; False where it is not given."""
+    parent = _get(data, keys[:-1])
+    given = range(len(parent)) if isinstance(parent, list) else parent if isinstance(parent, dict) else ()
+    if keys[-1] not in given:
         return False
-    setattr(config, last, getattr(defaults, last, None))
+    del parent[keys[-1]]
     return True
 
 
 def _import_problem(name: str, kind: type = object) -> str | None:
     """Why this dotted path is not that of an instance of `kind`; None if it is."""
-    from importlib import import_module
-
     module, _, attribute = name.rpartition(".")
     if not module:
         return f"no {name!r}"
@@ -557,9 +487,3 @@ def _import_problem(name: str, kind: type = object) -> str | None:
     except Exception as error:
         return f"{name} cannot be imported: {next(iter(str(error).splitlines()), type(error).__name__)}"
     return None if isinstance(found, kind) else f"{name} is {type(found).__name__}, not an algorithm"
-
-
-def _own_blocks() -> list[str]:
-    import trinity_rec
-
-    return [f"trinity_rec.{name}" for name in trinity_rec.__all__ if name[0].isupper()]

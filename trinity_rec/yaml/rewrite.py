@@ -9,20 +9,25 @@ the section, and every kept entry in it, stays as it is.
 
 from __future__ import annotations
 
+import copy
 import io
 import os
 import shutil
-import tempfile
 import textwrap
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.nodes import MappingNode, ScalarNode
+from trinity.common.config import AlgorithmConfig
 
+from trinity_rec.plugin.advantage import RECAdvantage
+from trinity_rec.plugin.policy_loss import RECPolicyLoss
+from trinity_rec.plugin.registries import SAMPLE_STRATEGIES
 from trinity_rec.terminal import UsageError, did_you_mean, preset_named
 from trinity_rec.yaml.catalogue import scalar
 from trinity_rec.yaml.document import Document, Extent, extents
@@ -63,19 +68,14 @@ def switch(document: Document, preset_name: str, settings: Mapping[tuple[str, ..
     new: dict[str, Any] = {"algorithm_type": f"trinity_rec.{preset.name}"}
     new |= {key: values for key, values in args.items() if values} | kept_average(old, preset)
     kept = {key: value for key, value in old.items() if key not in new and not _is_replaced(key, old)}
-    edits = [(full_path(path, (*new, *kept)), value) for path, value in (settings or {}).items()]
+    section = copy.deepcopy({**new, **kept})
+    edits = [(full_path(path, tuple(section)), value) for path, value in (settings or {}).items()]
     for path, value in edits:
-        if path[0] in new or path[0] not in kept:
-            _set(new, path, value)
-    section = {key: new.get(key, kept.get(key)) for key in (*new, *kept)}
-    for path, value in edits:
-        if path[0] not in new:
-            section[path[0]] = _copy(section[path[0]])
-            _set(section, path, value)
+        _set(section, path, value)
     _refuse_wrong_arguments(section)
     notes += announcements(old, section, preset)
-    inner_edits = [(path, value) for path, value in edits if path[0] not in new]
-    text = _splice(document, new, list(kept), inner_edits)
+    new = {key: value for key, value in section.items() if key not in kept}
+    text = _splice(document, new, list(kept), [(path, value) for path, value in edits if path[0] in kept])
     _verify(document, text, section)
     return Switched(text, notes)
 
@@ -91,8 +91,6 @@ def _refuse_misfits(document: Document, old: Mapping[str, Any]) -> None:
 
 def _is_replaced(key: str, old: Mapping[str, Any]) -> bool:
     if key in STRATEGY_KEYS:
-        from trinity_rec.plugin.registries import SAMPLE_STRATEGIES
-
         return (old.get("sample_strategy") or "default") in SAMPLE_STRATEGIES
     return key == "algorithm_type" or key in OBJECTIVE_KEYS
 
@@ -103,8 +101,6 @@ def parse_settings(settings: list[str]) -> dict[tuple[str, ...], Any]:
     Raises:
         UsageError: one is not KEY=VALUE.
     """
-    from omegaconf import OmegaConf
-
     parsed = {}
     for setting in settings:
         key, equals, value = setting.partition("=")
@@ -124,14 +120,7 @@ def full_path(path: tuple[str, ...], present: tuple[str, ...]) -> tuple[str, ...
     Raises:
         UsageError: there is no such key; names the nearest.
     """
-    import dataclasses
-
-    from trinity.common.config import AlgorithmConfig
-
-    from trinity_rec.plugin.advantage import RECAdvantage
-    from trinity_rec.plugin.policy_loss import RECPolicyLoss
-
-    keys = [field.name for field in dataclasses.fields(AlgorithmConfig)]
+    keys = [field.name for field in fields(AlgorithmConfig)]
     if path[0] in keys or (path[0] in present and len(path) > 1):
         return path
     under = {**dict.fromkeys(RECAdvantage.default_args(), ADVANTAGE_ARGS)}
@@ -148,10 +137,6 @@ def _set(section: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
         if not isinstance(section, dict):
             raise UsageError(f"--set {'.'.join(path)}: {'.'.join(parents[:depth])} is not a mapping")
     section[last] = value
-
-
-def _copy(value: Any) -> Any:
-    return {key: _copy(each) for key, each in value.items()} if isinstance(value, dict) else value
 
 
 def _refuse_wrong_arguments(section: Mapping[str, Any]) -> None:
@@ -185,10 +170,10 @@ def _splice(document: Document, new: dict[str, Any], kept: list[str], edits: lis
         out.append(_block({key: new[key] for key in ("algorithm_type", *at_first)}, indent, newline))
     for key, (gap, entry) in entries.items():
         out.append(gap)
-        if key in new:
-            out.append(_replaced_entry(entry, key, new[key], indent, newline))
-        elif key in kept:
-            own = [(path, value) for path, value in edits if path[0] == key]
+        if isinstance(new.get(key), dict):
+            out.append(_block({key: new[key]}, indent, newline))
+        elif key in new or key in kept:  # a scalar keeps the comment behind it
+            own = [((key,), new[key])] if key in new else [(path, value) for path, value in edits if path[0] == key]
             out.append(_edited(entry, own, indent, newline) if own else _ended(entry, newline))
         if key == "algorithm_type":
             out.append(_block({key: new[key] for key in at_first}, indent, newline))
@@ -237,13 +222,6 @@ def _block(values: Mapping[str, Any], indent: str, newline: str) -> str:
     if not values:
         return ""
     return _indented(_dumped(dict(values)), indent, newline)
-
-
-def _replaced_entry(entry: str, key: str, value: Any, indent: str, newline: str) -> str:
-    """A scalar keeps the comment behind it; a mapping is written anew."""
-    if isinstance(value, dict):
-        return _block({key: value}, indent, newline)
-    return _edited(entry, [((key,), value)], indent, newline)
 
 
 def _edited(entry: str, edits: list[tuple[tuple[str, ...], Any]], indent: str, newline: str) -> str:
@@ -306,15 +284,11 @@ def _verify(document: Document, text: str, section: Mapping[str, Any]) -> None:
 def write(target: Path, text: str) -> None:
     """Replace the file as a whole, so that a failure leaves the old one; its permissions and a link to it stay."""
     target = target.resolve()
+    scrap = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        with tempfile.NamedTemporaryFile("wb", dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
-            file.write(text.encode())
+        scrap.write_bytes(text.encode())
         if target.exists():
-            shutil.copymode(target, file.name)
-        else:
-            umask = os.umask(0)
-            os.umask(umask)
-            os.chmod(file.name, 0o666 & ~umask)
-        os.replace(file.name, target)
+            shutil.copymode(target, scrap)
+        os.replace(scrap, target)
     except OSError as error:
         raise UsageError(f"{target}: {error.strerror or error}") from error

@@ -1,17 +1,17 @@
 """`trinity-rec schema`: a JSON schema of the `algorithm:` section, so that an editor completes and checks it.
 
-Everything that it says of this package's arguments is derived from where they are declared (`declared.Declared`).
+pydantic derives it from where the arguments are declared: `declared.Declared`, and Trinity's own configuration.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import types
-import typing
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from trinity_rec.declared import Declared, choices_of, json_range
+from pydantic import TypeAdapter
+
+from trinity_rec.declared import Declared, choices_of
 from trinity_rec.objective import Objective
 from trinity_rec.objective.rules import OPEN, RULES
 from trinity_rec.presets import PRESETS
@@ -32,39 +32,35 @@ def algorithm_schema() -> dict[str, Any]:
     from trinity_rec.plugin.algorithm import ADVANTAGE, POLICY_LOSS
 
     strategies = sample_strategies()
-    properties = _open(_properties_of(AlgorithmConfig))
-    properties["algorithm_type"] = {
-        "description": "The preset.",
-        "enum": [f"trinity_rec.{name}" for name in PRESETS],
-        "enumDescriptions": [f"{each.title}: {readable(each.gradient)}. {each.when}" for each in PRESETS.values()],
-    }
+    section = TypeAdapter(AlgorithmConfig).json_schema()
     kl, entropy = (_named_or_dotted(terms.names()) for terms in (registries.KL_TERMS, registries.ENTROPY_TERMS))
     plain = [name for name in registries.SAMPLE_STRATEGIES.names() if name != "mix"]
-    properties |= {
+    section["properties"] |= {
         "policy_loss_fn": _named_or_dotted([POLICY_LOSS]),
-        "policy_loss_fn_args": {"type": ["object", "null"]},
         "advantage_fn": _named_or_dotted([ADVANTAGE]),
-        "advantage_fn_args": {"type": ["object", "null"]},
         "sample_strategy": _named_or_dotted([*strategies, *plain]),
-        "sample_strategy_args": {"type": ["object", "null"]},
         "loss_agg_mode": {"enum": [None, *RULES["loss_agg_mode"]]},
         "kl_loss_fn": kl,
         "kl_penalty_fn": kl,
         "entropy_loss_fn": entropy,
     }
+    closed = _closed(section, section["$defs"])
+    closed["properties"]["algorithm_type"] = {
+        "description": "The preset.",
+        "enum": [f"trinity_rec.{name}" for name in PRESETS],
+        "enumDescriptions": [f"{each.title}: {readable(each.gradient)}. {each.when}" for each in PRESETS.values()],
+    }
     return {
         "$schema": _DRAFT,
         "title": "The algorithm section of a Trinity-RFT YAML with a trinity_rec preset",
-        "type": "object",
-        "properties": properties,
+        **closed,
         "required": ["algorithm_type"],
-        "additionalProperties": False,
         "allOf": [
             # Arguments of a block of the user's own are its own.
-            _if_ours("policy_loss_fn", POLICY_LOSS, _policy_loss_arguments()),
-            _if_ours("advantage_fn", ADVANTAGE, _arguments_of(Shaping)),
+            _if_then("policy_loss_fn", [None, POLICY_LOSS], _policy_loss_arguments()),
+            _if_then("advantage_fn", [None, ADVANTAGE], _arguments_of(Shaping)),
             *(
-                _if_then("sample_strategy", name, "sample_strategy_args", _arguments_of(strategy.Arguments))
+                _if_then("sample_strategy", [name], _arguments_of(strategy.Arguments))
                 for name, strategy in strategies.items()
             ),
         ],
@@ -83,17 +79,15 @@ def sample_strategies() -> dict[str, type]:
 
 def _arguments_of(declared: type[Declared]) -> dict[str, Any]:
     """The arguments of a block as the object that a YAML gives them in."""
-    properties = {}
+    schema = declared.model_json_schema()
     for name, field in declared.model_fields.items():
+        argument = schema["properties"][name]
         if name in RULES and issubclass(declared, Objective):
             names = {"enum": [*RULES[name], *([None] if field.default is None else [])]}
-            schema = {"anyOf": [names, _OWN_RULE]} if name in OPEN else names
+            argument |= {"anyOf": [names, *([_OWN_RULE] if name in OPEN else [])]}
         elif choices := choices_of(field):
-            schema = {"enum": list(choices)}
-        else:
-            schema = {**_schema_of(field.annotation), **json_range(field)}
-        properties[name] = {"description": field.description or "", **schema, "default": field.default}
-    return {"type": ["object", "null"], "properties": _open(properties), "additionalProperties": False}
+            argument |= {"enum": list(choices)}
+    return {**_closed(schema), "type": ["object", "null", "string"]}  # a string is an interpolation
 
 
 def _policy_loss_arguments() -> dict[str, Any]:
@@ -107,51 +101,25 @@ def _policy_loss_arguments() -> dict[str, Any]:
 _OWN_RULE = {"type": "string", "pattern": r"^[^\W\d]\w*(\.[^\W\d]\w*)+$"}
 
 
-def _properties_of(dataclass: type) -> dict[str, Any]:
-    hints = typing.get_type_hints(dataclass)
+def _closed(schema: dict[str, Any], defined: dict[str, Any] | None = None) -> dict[str, Any]:
+    """pydantic's schema of an object, without keys that it does not name; each value may be an interpolation."""
     properties = {}
-    for field in dataclasses.fields(dataclass):
-        properties[field.name] = _schema_of(hints[field.name])
-        if field.default is not dataclasses.MISSING:
-            properties[field.name]["default"] = field.default
-    return properties
+    for name, value in schema["properties"].items():
+        if "$ref" in value:
+            value = _closed((defined or {})[value["$ref"].rpartition("/")[2]], defined)
+        said = {key: value[key] for key in ("description", "default") if key in value}
+        allowed = {key: each for key, each in value.items() if key not in ("title", *said)}
+        properties[name] = {**said, "anyOf": [allowed, {"type": "string", "pattern": r"\$\{"}]}
+    return {"type": "object", "properties": properties, "additionalProperties": False}
 
 
-_JSON_TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", dict: "object", type(None): "null"}
-
-
-def _schema_of(hint: Any) -> dict[str, Any]:
-    """The schema of a type annotation of the configuration's dataclasses."""
-    if dataclasses.is_dataclass(hint):
-        return {"type": "object", "properties": _open(_properties_of(hint)), "additionalProperties": False}
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return {"type": [_JSON_TYPES[each] for each in typing.get_args(hint)]}
-    if typing.get_origin(hint) is list:
-        return {"type": "array", "items": _schema_of(typing.get_args(hint)[0])}
-    return {"type": _JSON_TYPES[hint]}
-
-
-def _named_or_dotted(names: typing.Iterable[str]) -> dict[str, Any]:
+def _named_or_dotted(names: Iterable[str]) -> dict[str, Any]:
     """A registered name or null, or the dotted path of a class of one's own."""
     own = {"type": "string", "pattern": r"^(?!trinity_rec\.)\w+(\.\w+)+$"}
     return {"anyOf": [{"enum": [None, *names]}, own]}
 
 
-def _if_ours(key: str, ours: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    condition = {"properties": {key: {"enum": [None, ours]}}}
+def _if_then(key: str, names: list[str | None], arguments: dict[str, Any]) -> dict[str, Any]:
+    """What the arguments of the block under `key` are where it has one of these names; null is where it is absent."""
+    condition = {"properties": {key: {"enum": names}}, "required": [] if None in names else [key]}
     return {"if": condition, "then": {"properties": {f"{key}_args": arguments}}}
-
-
-def _open(properties: dict[str, Any]) -> dict[str, Any]:
-    """The same properties, each of which may be an interpolation instead: `${oc.env:LR}`."""
-    opened = {}
-    for name, schema in properties.items():
-        said = {key: schema[key] for key in ("description", "default") if key in schema}
-        allowed = {key: value for key, value in schema.items() if key not in said}
-        opened[name] = {**said, "anyOf": [allowed, {"type": "string", "pattern": r"\$\{"}]}
-    return opened
-
-
-def _if_then(key: str, value: str, other: str, schema: dict[str, Any]) -> dict[str, Any]:
-    condition = {"properties": {key: {"const": value}}, "required": [key]}
-    return {"if": condition, "then": {"properties": {other: schema}}}
