@@ -128,6 +128,16 @@ def test_the_command_says_it_in_lines_in_json_and_on_a_page(tmp_path):
     assert [each["rule"] for run in data for each in run["findings"]] == ["ratio_of_one", "few_samples"]
 
 
+def test_a_run_that_has_just_begun_does_not_keep_the_others_from_being_judged(tmp_path):
+    make_run(tmp_path / "good", HEALTHY)
+    make_run(tmp_path / "new" / "begun", {})
+    result = CliRunner().invoke(app, ["diagnose", str(tmp_path)])
+    assert result.exit_code == 0 and "40 steps, nothing wrong" in result.stdout
+    assert "begun hold no metric yet" in result.stderr
+    alone = CliRunner().invoke(app, ["diagnose", str(tmp_path / "new")])
+    assert alone.exit_code == 1 and "hold no metric yet" in str(alone.exception)
+
+
 def test_doubts_alone_exit_with_0(tmp_path):
     make_run(tmp_path / "run", HEALTHY | TROUBLE["few_samples"])
     assert CliRunner().invoke(app, ["diagnose", str(tmp_path)]).exit_code == 0

@@ -112,6 +112,7 @@ def test_what_has_an_equal(tmp_path, settings, section):
         ({"loss_type": "sapo", "importance_sampling_level": "sequence"}, "importance_sampling_level: sequence has no"),
         ({"loss_type": "dapo", "delta": 1.1}, "delta: 1.1 has no equal"),
         ({"loss_type": "dapo", "use_vllm": True, "num_iterations": 2}, "three policies"),
+        ({"loss_type": "dapo", "use_vllm": True, "off_policy_mask_threshold": 0.3}, "off_policy_mask_threshold: 0.3"),
         ({"num_generations": 8, "scale_rewards": "batch"}, "scale_rewards: batch has no equal"),
         ({"num_generations": 8, "epsilon": -1}, "epsilon_low=-1.0 is"),
         ({"algorithm": {"algorithm_type": "grpo"}}, "neither verl's settings"),
@@ -132,6 +133,7 @@ def test_what_differs_all_the_same_is_said(tmp_path):
         ({"beta": 0.1}, "weighs its KL term by the ratio"),
         ({"loss_type": "bnpo", "temperature": 0.7}, "temperature: 0.7 goes under model"),
         ({"loss_type": "bnpo"}, "of each local batch"),
+        ({"loss_type": "dapo", "use_vllm": True, "epsilon_high": 0.28}, "epsilon_high: 0.28 count for nothing"),
     ):
         assert words in run(tmp_path, settings).stderr
 

@@ -109,7 +109,14 @@ def test_the_average_keeps_its_name_and_other_terms_are_announced():
 def test_an_average_that_trinity_did_not_read_is_not_carried():
     """Trinity writes the key into the loss's arguments only where they name it, or where the YAML gives none."""
     given = "algorithm_type: gspo, loss_agg_mode: seq-mean-token-sum, policy_loss_fn_args: {clip_range_low: 0.1}"
-    assert switched(given, "rec_grpo")[0]["loss_agg_mode"] == "seq-mean-token-mean"
+    section, notes = switched(given, "rec_grpo")
+    assert section["loss_agg_mode"] == "seq-mean-token-mean"
+    assert "loss_agg_mode: seq-mean-token-sum goes" in notes and "by seq-mean-token-mean all the same" in notes
+
+
+def test_a_loss_that_was_divided_by_one_has_no_other_step_size():
+    _, notes = switched("algorithm_type: asymre, policy_loss_fn_args: {tau: 0}", "rep_asymre")
+    assert "policy_loss_fn_args.tau: 0 goes" in notes and "divides its loss" not in notes
 
 
 def test_nothing_is_announced_where_nothing_changes():

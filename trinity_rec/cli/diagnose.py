@@ -33,8 +33,14 @@ def command(
     rules = needs_extra("lab", "trinity_rec.diagnose.rules")
 
     found = dict.fromkeys(job for directory in runs for job in events.find_runs(directory))
-    cases = [case.of(events.read_run(job), config) for job in found]
-    judged = [(each, rules.diagnose(each)) for each in cases]
+    judged = []
+    for job in found:
+        try:
+            judged.append((each := case.of(events.read_run(job), config), rules.diagnose(each)))
+        except events.LogsError as error:  # a run that has just begun does not keep the others from being judged
+            if len(found) == 1:
+                raise
+            stderr().print(str(error), style="yellow", markup=False)
     page = needs_extra("lab", "trinity_rec.diagnose.page").write_page(judged, out) if out else None
     if as_json:
         print_json([as_data(*each) for each in judged])

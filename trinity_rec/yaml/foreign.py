@@ -297,7 +297,10 @@ def _trl_loss(trl: _Settings) -> Loss:
     if by_response and not is_ppo and kind != "vespo":
         raise trl.refuse("importance_sampling_level", f"token has one with loss_type: {kind}")
     if trl.get("use_vllm") and trl.get("vllm_importance_sampling_correction", True):
-        return Loss(_corrected_by_trl(trl, is_ppo), average)
+        trl.refuse_unless("off_policy_mask_threshold", hint="vllm_importance_sampling_correction: false has one")
+        unread = [f"{key}: {trl.get(key)}" for key in ("epsilon", "epsilon_high", "delta") if trl.get(key) is not None]
+        said = "count for nothing: TRL's own ratio is 1 in the one step after each generation"
+        return Loss(_corrected_by_trl(trl, is_ppo), average, notes=(f"{', '.join(unread)} {said}",) if unread else ())
     notes = ["bnpo counts the tokens of each local batch, this those of the whole mini-batch"] if kind == "bnpo" else []
     if trl.get("use_vllm"):
         notes.append("TRL's ratio is to its own weights at the start of the generation; here it is to the sampler's")

@@ -220,6 +220,11 @@ def _of_terms(old: Mapping[str, Any], section: Mapping[str, Any], was: Meaning |
     new = _completed(section)
     if algorithm is not None and new is not None:
         average = was.average if was else algorithm.loss_agg_mode
+        if old.get("loss_agg_mode") not in (None, average):
+            yield (
+                f"loss_agg_mode: {old['loss_agg_mode']} goes; beside policy_loss_fn_args without it Trinity averaged "
+                f"the policy loss by {average} all the same"
+            )
         if average not in (None, new.loss_agg_mode):
             yield f"loss_agg_mode: the average is {new.loss_agg_mode}, was {average}"
         kl, coefficient = algorithm.kl_loss_fn, (algorithm.kl_loss_fn_args or {}).get("kl_coef", 0.001)

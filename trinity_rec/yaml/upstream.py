@@ -155,7 +155,7 @@ def meaning(section: Mapping[str, Any]) -> Meaning | None:
                 args[group][ours] = meant
                 if theirs in given and ours not in _NEUTRAL:
                     origin[group, ours] = f"{key}.{theirs}"
-        if name == "opmd" and key == LOSS_ARGS:
+        if name == "opmd" and key == LOSS_ARGS and old["tau"]:
             differs.append(f"policy_loss_fn opmd divides its loss by 1 + tau = {1 + old['tau']:g}; steps grow by that")
         if name == "cispo" and old["enable_mask_clip"]:
             differs.append("policy_loss_fn cispo goes: enable_mask_clip drops tokens besides, which no preset does")
