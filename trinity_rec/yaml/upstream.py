@@ -153,6 +153,7 @@ def meaning(section: Mapping[str, Any]) -> Meaning | None:
             for ours, meant in translated(value).items():
                 group = LOSS_ARGS if ours in Objective.model_fields else ADVANTAGE_ARGS
                 args[group][ours] = meant
+                origin.pop((group, ours), None)
                 if theirs in given and ours not in _NEUTRAL:
                     origin[group, ours] = f"{key}.{theirs}"
         if name == "opmd" and key == LOSS_ARGS and old["tau"]:
