@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,7 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 from omegaconf import OmegaConf
+from typer.testing import CliRunner
 
+from trinity_rec.cli import app
 from trinity_rec.quickstart.subject import ASSETS
 from trinity_rec.session import trained_steps
 from trinity_rec.shipped import example
@@ -62,6 +65,8 @@ def test_a_yaml_is_run_to_its_last_step_and_then_is_done(tmp_path):
     job = tmp_path / "trinity" / "quickstart"
     assert first.stdout.strip() == str(job)
     assert [step.number for step in trained_steps(job)] == [1, 2, 3, 4]
+    diagnosed = CliRunner().invoke(app, ["diagnose", str(job)])
+    assert diagnosed.exit_code == 0 and "error" not in diagnosed.stdout, diagnosed.stdout
     again = run(tmp_path)
     assert again.returncode == 0 and "all 4 steps are trained already" in again.stderr
 
@@ -74,6 +79,16 @@ def test_a_missing_step_is_an_error_with_its_reason_and_leaves_nothing(tmp_path)
     reason = "error: trinity run stopped after 1 of 4 steps: ArithmeticError: the second step is too much\n"
     assert result.stderr.endswith(reason), result.stderr
     assert [process for process in psutil.process_iter(["environ"]) if works_in(tmp_path, process)] == []
+
+    diagnosed = CliRunner().invoke(app, ["diagnose", str(tmp_path), "--json", "--out", str(tmp_path / "page")])
+    assert diagnosed.exit_code == 1
+    (judged,) = json.loads(diagnosed.stdout)
+    found = {each["rule"]: each for each in judged["findings"]}
+    assert not judged["ok"] and judged["steps"] == 1
+    assert found["ended_early"]["level"] == "error"
+    assert found["ended_early"]["numbers"] == "1 of 4 steps, ArithmeticError: the second step is too much"
+    page = (tmp_path / "page" / "index.html").read_text()
+    assert "the second step is too much" in page and "data:image/png;base64," in page
 
 
 def works_in(folder: Path, process: psutil.Process) -> bool:

@@ -82,6 +82,9 @@ def test_a_run_that_ended_early_is_told_from_its_yaml_or_from_its_log(tmp_path):
     log = 'Error in Trainer:\nTraceback (most recent call last):\n  File "x.py", line 1\nRuntimeError: out of memory\n'
     (job / "log" / "trainer.log").write_text(log)
     assert "25 of 100 steps, RuntimeError: out of memory" in found(job)["ended_early"]
+    prefix = "ERROR 11-28 16:05:10 [trainer.py:156] "  # as Trinity's logger writes it
+    (job / "log" / "trainer.log").write_text("".join(prefix + line + "\n" for line in log.splitlines()))
+    assert "25 of 100 steps, RuntimeError: out of memory" in found(job)["ended_early"]
     (tmp_path / "config.yaml").unlink()
     assert "after step 25: RuntimeError: out of memory" in found(job)["ended_early"]
 

@@ -6,7 +6,6 @@ A new rule is a function under `RULES`, with a run that has the trouble in tests
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ from trinity_rec.diagnose.case import CLIPPED, ENTROPY, GROUPS, KL, REWARD, VERS
 from trinity_rec.plot.draw import running_mean
 from trinity_rec.plot.events import Series
 from trinity_rec.plot.runs import LAST
+from trinity_rec.session.logs import last_error
 
 ERROR, DOUBT = "error", "doubt"
 
@@ -96,9 +96,7 @@ def _not_finite(case: Case) -> Iterator[Evidence]:
 def _ended_early(case: Case) -> Iterator[Evidence]:
     total = case.setting("trainer", "total_steps") or case.setting("buffer", "total_steps")
     error = case.log.rpartition("Error in Trainer:")[2].strip() if "Error in Trainer:" in case.log else ""
-    said = next(
-        (line for line in error.splitlines() if re.match(r"[\w.]+(Error|Exception|Exit|Interrupt)\b", line)), ""
-    )
+    said = last_error(error) or ""
     if isinstance(total, int) and case.steps < total:
         running = "" if "Trainer finished" in case.log or not case.log else "; unless it is still running"
         yield Evidence(f"{case.steps} of {total} steps{f', {said}' if said else running}", REWARD[:1])
