@@ -130,9 +130,11 @@ class TinyLM(nn.Module):
             tokens = torch.cat([prompts, said.reshape(problems, -1)], 1)
             visible, position = behind_each_other(read, samples, said.shape[1])
             rotation = rotary(self.architecture, 0, read + said.shape[1])[position].to(tokens.device)
-            hidden, _ = self.read(layers, tokens, None, rotation, visible.to(tokens.device))
-            first = hidden[:, read - 1, None, None].expand(-1, samples, -1, -1)
-            after = hidden[:, read:].unflatten(1, (samples, -1))
+            hidden, _ = self.read(
+                layers, tokens, None, rotation, visible.to(tokens.device), 1 + samples * said.shape[1]
+            )
+            first = hidden[:, :1, None].expand(-1, samples, -1, -1)
+            after = hidden[:, 1:].unflatten(1, (samples, said.shape[1]))
             return self.logits(torch.cat([first, after], 2).flatten(0, 1))
         hidden, past = self(prompts, wanted=1, layers=layers)
         after, _ = self(said, for_each_sample(past, samples), layers=layers)
