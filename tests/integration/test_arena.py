@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -34,6 +35,7 @@ def done(tmp_path_factory):
     (directory / "soft.yaml").write_text(OWN)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan, "QUICK", TINY)
+        patch.syspath_prepend(Path(__file__).parents[2])  # the processes of the runs find tests.own_rules
         said = CliRunner().invoke(
             app,
             ["arena", "--quick", "--out", f"{directory}/out", "--variant", f"{directory}/soft.yaml", "--workers", "2"],
