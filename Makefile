@@ -85,9 +85,11 @@ check: lint
 generate: $(ALL)
 	$(BIN)/python scripts/generate.py
 
-# Whole runs bring processes of their own, so two files at a time; the longest first, the short ones fill up the end.
+# Pure functions on all cores. Whole runs bring processes of their own, so two files at a time; the longest first, the
+# short ones fill up the end.
 test: lint
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder tests/end_to_end tests/integration tests/unit tests/conformance
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile tests/unit tests/conformance
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder tests/end_to_end tests/integration
 
 test-vllm: $(VLLM)
 	$(VENV_VLLM)/bin/python -m pytest -o faulthandler_timeout=0 tests/vllm
