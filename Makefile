@@ -39,8 +39,9 @@ help:
 # uv installs in a third of pip's time; pip's own setting says where else wheels are, and certificates are the system's.
 # Each process of a run reads hundreds of modules, so they are compiled once, here.
 %/bin/uv:
-	$(if $(filter $(VENV_VLLM)/%,$@),$(PYTHON311),$(PYTHON)) -m venv $*
+	$(PYTHON) -m venv $*
 	$*/bin/python -m pip install --quiet --constraint constraints.txt uv
+$(VENV_VLLM)/bin/uv: override PYTHON = $(PYTHON311)
 export UV_COMPILE_BYTECODE := 1
 export UV_SYSTEM_CERTS := 1
 export UV_FIND_LINKS := $(PIP_FIND_LINKS)

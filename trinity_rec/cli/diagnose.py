@@ -36,11 +36,13 @@ def command(
     judged = []
     for job in found:
         try:
-            judged.append((each := case.of(events.read_run(job), config), rules.diagnose(each)))
+            each = case.of(events.read_run(job), config)
         except events.LogsError as error:  # a run that has just begun does not keep the others from being judged
             if len(found) == 1:
                 raise
             stderr().print(str(error), style="yellow", markup=False)
+        else:
+            judged.append((each, rules.diagnose(each)))
     page = needs_extra("lab", "trinity_rec.diagnose.page").write_page(judged, out) if out else None
     if as_json:
         print_json([as_data(*each) for each in judged])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from trinity_rec.lab.arena.plan import COLLAPSE, KEPT, Cell
 from trinity_rec.lab.arena.score import Curve
@@ -20,6 +22,7 @@ from trinity_rec.plot.page import document, figure
 from trinity_rec.presets import FAMILIES, PRESETS
 from trinity_rec.variants import LAGS, Variant
 
+ACROSS = 3  # panels in a row
 COLUMNS = {
     "algorithm": "algorithm",
     "task": "task",
@@ -114,20 +117,27 @@ def draw_heat_map(cells: Sequence[Mapping[str, Any]], variants: Mapping[str, Var
     return save(picture, path)
 
 
+def panel_a_lag(there: Collection[str], panel: tuple[float, float]) -> tuple[Figure, dict[str, Axes]]:
+    """A figure with a panel, of so many inches, for each lag that is there, `ACROSS` in a row."""
+    lags = [lag for lag in LAGS if lag in there]
+    picture, grid = figure_grid(-(-len(lags) // ACROSS), min(ACROSS, len(lags)), panel)
+    for axes in grid.flat[len(lags) :]:
+        axes.set_visible(False)
+    return picture, dict(zip(lags, grid.flat, strict=False))
+
+
 def draw_robustness(cells: Sequence[Mapping[str, Any]], variants: Mapping[str, Variant], path: Path) -> Path:
     """Each algorithm's tuned final reward against its robustness, means over tasks, a panel a lag."""
-    lags = [lag for lag in LAGS if any(cell["lag"] == lag for cell in cells)]
-    columns = min(3, len(lags))
-    picture, grid = figure_grid(-(-len(lags) // columns), columns, (4.0, 3.0))
+    picture, panels = panel_a_lag({cell["lag"] for cell in cells}, (4.0, 3.0))
     styles = draw.styles_for(variants)
-    for axes, lag in zip(grid.flat, lags, strict=False):
+    for number, (lag, axes) in enumerate(panels.items()):
         points = {}
         for name in variants:
             here = [cell for cell in cells if cell["lag"] == lag and cell["algorithm"] == name]
             if here:
                 points[name] = tuple(float(np.mean([cell[key] for cell in here])) for key in ("robustness", "final"))
-        for number, (name, (x, y)) in enumerate(points.items()):
-            x += 0.05 * (number / len(points) - 0.5)  # robustness takes few values: equals lie beside each other
+        for place, (name, (x, y)) in enumerate(points.items()):
+            x += 0.05 * (place / len(points) - 0.5)  # robustness takes few values: equals lie beside each other
             hollow = bool(styles[name].dashes)
             colour = styles[name].colour
             axes.scatter(
@@ -142,10 +152,8 @@ def draw_robustness(cells: Sequence[Mapping[str, Any]], variants: Mapping[str, V
         axes.set_xlim(-0.05, 1.05)
         axes.set_title(LAGS[lag].title, loc="left", color=INK, fontsize=10, weight="bold")
         axes.set_xlabel("robustness", color=INK, fontsize=9.5)
-    for axes in grid[:, 0]:
-        axes.set_ylabel("final reward", color=INK, fontsize=9.5)
-    for axes in grid.flat[len(lags) :]:
-        axes.set_visible(False)
+        if number % ACROSS == 0:
+            axes.set_ylabel("final reward", color=INK, fontsize=9.5)
     shared_legend(picture)
     return save(picture, path)
 
@@ -159,10 +167,10 @@ def draw_family(
     path: Path,
 ) -> Path:
     """The reward curves of a family's algorithms at their own rates, a panel a lag."""
-    lags = [lag for lag in LAGS if any((task, lag, name) in curves for name in names)]
-    columns = min(3, len(lags))
-    picture, grid = figure_grid(-(-len(lags) // columns), columns, (3.6, 2.4))
-    for number, (axes, lag) in enumerate(zip(grid.flat, lags, strict=False)):
+    here = {lag for lag in LAGS if any((task, lag, name) in curves for name in names)}
+    picture, panels = panel_a_lag(here, (3.6, 2.4))
+    styles = draw.styles_for(variants)
+    for number, (lag, axes) in enumerate(panels.items()):
         lines = [
             draw.Curve(variants[name].title, seeds[0]["step"], np.stack([curve["reward"] for curve in seeds]), name)
             for name in names
@@ -172,12 +180,10 @@ def draw_family(
             axes,
             lines,
             title=LAGS[lag].title,
-            ylabel=None if number % columns else "reward",
+            ylabel=None if number % ACROSS else "reward",
             xlabel="training step",
-            styles=draw.styles_for(variants),
+            styles=styles,
         )
-    for axes in grid.flat[len(lags) :]:
-        axes.set_visible(False)
     picture.suptitle(f"{task_named(task).title}: {family}", x=0.01, ha="left", color=INK, fontsize=11, weight="bold")
     shared_legend(picture)
     return save(picture, path)

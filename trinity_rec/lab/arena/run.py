@@ -84,12 +84,6 @@ def tuned_curves(plan: Plan, cell: Cell) -> dict[float, list[Curve]]:
     return {rate: [read_rows(plan.path(cell, rate, seed)) for seed in scale.tuning] for rate in scale.rates}
 
 
-def judged_curves(plan: Plan, cell: Cell) -> list[Curve]:
-    """The curves of the judging seeds at the cell's own rate."""
-    rate = chosen_rate(tuned_curves(plan, cell))
-    return [read_rows(plan.path(cell, rate, seed)) for seed in plan.scale.judging]
-
-
 def cell_of(scored: Mapping[str, Any]) -> Cell:
     return scored["task"], scored["lag"], scored["algorithm"]
 
@@ -115,8 +109,10 @@ class Results:
         for cell in there:
             if cell not in self._scored:
                 task, lag, name = cell
-                self._curves[cell] = judged_curves(plan, cell)
-                self._scored[cell] = score(name, task, lag, tuned_curves(plan, cell), self._curves[cell])
+                tuned = tuned_curves(plan, cell)
+                rate = chosen_rate(tuned)
+                self._curves[cell] = [read_rows(plan.path(cell, rate, seed)) for seed in plan.scale.judging]
+                self._scored[cell] = score(name, task, lag, tuned, self._curves[cell])
         self.cells = [self._scored[cell] for cell in there]
         places = mean_ranks(self.cells)
         for scored in self.cells:
