@@ -223,8 +223,8 @@ def test_verls_own_trainer_finds_the_loss(modules):
     from verl.trainer.ppo.core_algos import get_policy_loss_fn
 
     modules(DOCS / "pipelines.md")
-    import_module("rec_for_verl")
-    loss_fn = get_policy_loss_fn("rec_oneside_nois")
+    import_module("my_losses")
+    loss_fn = get_policy_loss_fn("rec_oneside_wide")
     logprob, old, advantages = torch.randn(3, 4, 6, dtype=torch.float64)
     logprob.requires_grad_()
     mask = torch.rand(4, 6) < 0.7

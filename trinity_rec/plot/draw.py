@@ -185,6 +185,7 @@ def draw_curves(
     if ends := [(curve.steps[0], curve.steps[-1]) for curve in curves if len(curve.steps)]:
         first, last = min(first for first, _ in ends), max(last for _, last in ends)
         axes.set_xlim(first, max(last, first + 1))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # they are steps
     if title:
         axes.set_title(title, loc="left", color=INK, fontsize=10, weight="bold")
     if ylabel:
