@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -79,8 +80,12 @@ def test_ones_own_algorithm_is_judged_against_each_other_one(done):
     assert "the arena takes about" in output
 
 
-def test_a_killed_arena_goes_on_and_ends_the_same(done, tmp_path):
+def test_a_killed_arena_goes_on_and_ends_the_same(done, tmp_path, monkeypatch):
     out, _ = done
+    pools = []
+    monkeypatch.setattr(
+        grid, "ProcessPoolExecutor", lambda *a, **k: pools.append(ProcessPoolExecutor(*a, **k)) or pools[0]
+    )
     scale = replace(TINY, lags=("on_policy",))
     begun = []
     planned = plan_of(scale, tmp_path)
@@ -90,12 +95,13 @@ def test_a_killed_arena_goes_on_and_ends_the_same(done, tmp_path):
         begun.append((job.path, job.path.stat().st_mtime_ns))
     (jobs[3].path.parent).mkdir(parents=True, exist_ok=True)
     jobs[3].path.with_suffix(".1.tmp").write_text("step,reward\n0,")
-    cells, _ = arena(planned, 2, Console(quiet=True))
+    cells, _ = arena(planned, 1, Console(quiet=True))
     assert all(path.stat().st_mtime_ns == then for path, then in begun)  # what was there was not run again
     before = {c["algorithm"]: c for c in json.loads((out / "arena.json").read_text()) if c["lag"] == "on_policy"}
     for cell in json.loads((tmp_path / "arena.json").read_text()):
         assert {**cell, "mean_rank": 0} == {**before[cell["algorithm"]], "mean_rank": 0}
     assert len(cells) == 2
+    assert len(pools) == 1  # a process, which takes seconds to start, serves the whole call
 
 
 def test_calls_for_parts_add_up(done, tmp_path):
@@ -106,6 +112,8 @@ def test_calls_for_parts_add_up(done, tmp_path):
     assert [(cell["lag"], cell["algorithm"]) for cell in cells] == [("offline", "off_tis")] and not beside
     kept = json.loads((tmp_path / "out" / "arena.json").read_text())
     assert len(kept) == 4  # the presets; an algorithm that this call does not know is not among them
+    assert (out / "own.json").exists() and not (tmp_path / "out" / "own.json").exists()
+    assert "soft" not in (tmp_path / "out" / "index.html").read_text()
 
 
 def test_results_by_other_rules_are_left_alone(done, monkeypatch):

@@ -38,8 +38,8 @@ def grid(model, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_grid_goes_on_where_it_stopped_and_judges_whole_cells(grid, tmp_path, monkeypatch):
-    def stop(jobs, workers, console, what, each=lambda: None):
-        run_grid(jobs[:3], workers, console, what, each)
+    def stop(jobs, processes, console, what, each=lambda: None):
+        run_grid(jobs[:3], processes, console, what, each)
         if len(jobs) == 4:
             raise KeyboardInterrupt
 

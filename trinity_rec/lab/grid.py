@@ -11,9 +11,8 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,10 +40,37 @@ class Job:
     steps: int
 
 
+class Processes:
+    """So many processes of one thread each, for all grids of a call: to start one, with torch, takes seconds.
+
+    None starts before the first run. Leaving the block cancels the runs that have not begun and waits for the others.
+    """
+
+    def __init__(self, workers: int) -> None:
+        context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+        self._steps = context.Value("l", 0)
+        self._pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(self._steps,))
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def submit(self, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        """Picklable work for one of them."""
+        return self._pool.submit(work, *arguments)
+
+    @property
+    def steps_done(self) -> int:
+        """By all runs so far."""
+        return self._steps.get_obj().value  # without the lock, which a process that was killed may hold
+
+
 def run_grid(
-    jobs: Sequence[Job], workers: int, console: Console, what: str, each: Callable[[], None] = lambda: None
+    jobs: Sequence[Job], processes: Processes, console: Console, what: str, each: Callable[[], None] = lambda: None
 ) -> None:
-    """Run the jobs whose file is not there, in order, in `workers` processes of one thread each; shows the time left.
+    """Run the jobs whose file is not there, in order; shows the time left.
 
     `each` is called whenever another file is there.
     """
@@ -52,33 +78,28 @@ def run_grid(
     if done := len(jobs) - len(missing):
         console.print(f"{what}: {done} of {len(jobs)} runs are there already")
     if missing:
-        with _pool_at_work(missing, workers) as (runs, steps_done):
-            show(runs, steps_done, sum(job.steps for job in missing), console, what, each)
-
-
-@contextmanager
-def _pool_at_work(jobs: Sequence[Job], workers: int) -> Iterator[tuple[list[Future[None]], Callable[[], int]]]:
-    """Gives the runs, and how many steps they have made; leaving the block cancels those that have not begun."""
-    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    steps = context.Array("l", len(jobs), lock=False)
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(steps,))
-    try:
-        yield [pool.submit(_run, number, job) for number, job in enumerate(jobs)], lambda: sum(steps)
-    finally:
-        pool.shutdown(cancel_futures=True)
+        before = processes.steps_done
+        runs = [processes.submit(_run, job) for job in missing]
+        total = sum(job.steps for job in missing)
+        show(runs, lambda: processes.steps_done - before, total, console, what, each)
 
 
 def _begin(steps: Any) -> None:
-    """In a new process; `steps` is where the parent reads how far each run is."""
+    """In a new process; `steps` is where it adds the steps that it makes."""
     global _steps
     _steps = steps
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which lets the runs at work finish
     torch.set_num_threads(1)
 
 
-def _run(number: int, job: Job) -> None:
+def _run(job: Job) -> None:
+    done = 0
+
     def report(step: int) -> None:
-        _steps[number] = step
+        nonlocal done
+        with _steps.get_lock():
+            _steps.value += step - done
+        done = step
 
     write_rows(job.work(report), job.path)
 

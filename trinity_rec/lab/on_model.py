@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 
 from trinity_rec.lab import rates, suitability
 from trinity_rec.lab.claims import CLAIMS, REAL_CELLS, REAL_CELLS_LONG, Curve
-from trinity_rec.lab.grid import Job, run_grid
+from trinity_rec.lab.grid import Job, Processes, run_grid
 from trinity_rec.lab.language_model import LanguageModel, bf16_is_faster
 from trinity_rec.lab.real_tasks import REAL_TASKS
 from trinity_rec.lab.report import report
@@ -99,7 +99,6 @@ def reproduce_on_model(
     like, model = grid.like, grid.like.model
     workers = room_for(model, like.device, workers)
     claim_directory(out, scale_of(grid))
-    rate = measured_rate(grid, out, workers, console)
     claims = [claim for name in names if name in CLAIMS if (claim := CLAIMS[name].measured_in(grid.cells)).parts]
     needed = {cell for claim in claims for cell in claim.cells} if set(CLAIMS) - set(names) else grid.cells
     wanted = [(like.task, *cell) for cell in grid.cells if cell in needed]
@@ -121,8 +120,10 @@ def reproduce_on_model(
         (out / "report.md").write_text(report(judged, None) + note, encoding="utf-8")
         return judged
 
-    jobs = [grid.job(out, cell, seed, rate) for cell in wanted for seed in range(grid.seeds)]
-    run_grid(jobs, workers, console, like.task, settle)
+    with Processes(workers) as processes:
+        rate = measured_rate(grid, out, processes, console)
+        jobs = [grid.job(out, cell, seed, rate) for cell in wanted for seed in range(grid.seeds)]
+        run_grid(jobs, processes, console, like.task, settle)
     return settle()
 
 
@@ -139,10 +140,10 @@ def scale_of(grid: Grid) -> dict[str, Any]:
     }
 
 
-def measured_rate(grid: Grid, out: Path, workers: int, console: Console) -> float:
+def measured_rate(grid: Grid, out: Path, processes: Processes, console: Console) -> float:
     """The learning rate of all runs, by the rule of `rates.py`."""
     measured = rates.jobs(replace(grid.like, **rates.REAL_LENGTH), out, rates.REAL_CANDIDATES, rates.REAL_SEEDS)
-    run_grid([job for runs in measured.values() for job in runs], workers, console, "learning rate")
+    run_grid([job for runs in measured.values() for job in runs], processes, console, "learning rate")
     gains = rates.gains(measured)
     rate = rates.chosen(gains)
     said = {"gains": {f"{rate:g}": round(gain, 4) for rate, gain in gains.items()}, "chosen": rate}

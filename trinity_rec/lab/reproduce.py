@@ -22,7 +22,7 @@ from rich.console import Console
 
 from trinity_rec.lab import bandit, figures, rates
 from trinity_rec.lab.claims import CLAIMS, Claim, Curve, Curves, Judged, judge, judge_part, verdict
-from trinity_rec.lab.grid import Job, read_rows, run_grid
+from trinity_rec.lab.grid import Job, Processes, read_rows, run_grid
 from trinity_rec.lab.report import report
 from trinity_rec.lab.statistics import Estimate, final, resampled_means
 from trinity_rec.lab.tasks import TASKS
@@ -78,7 +78,8 @@ def reproduce(
     jobs = [job(out, scale, cell, seed) for cell in runs for seed in range(scale.seeds)]
     if BANDIT in names:
         jobs = [*bandit_jobs(out, scale), *jobs]
-    run_grid(jobs, workers, console, "reproduce")
+    with Processes(workers) as processes:
+        run_grid(jobs, processes, console, "reproduce")
 
     def curves(task: str, setting: str, variant: str) -> list[Curve]:
         return curves_of(out, (task, setting, variant), scale.seeds)
@@ -210,5 +211,6 @@ def measure_rates(scale: Scale, out: Path, workers: int, console: Console) -> di
         like = Experiment(task, SETTINGS["on_policy"], VARIANTS["rec_grpo"], 0, TASKS[task].rate, scale.steps)
         measured[task] = rates.jobs(like, out)
     jobs = [each for by_rate in measured.values() for runs in by_rate.values() for each in runs]
-    run_grid(jobs, workers, console, "rates")
+    with Processes(workers) as processes:
+        run_grid(jobs, processes, console, "rates")
     return {task: rates.gains(by_rate) for task, by_rate in measured.items()}

@@ -42,7 +42,7 @@ from transformers import PreTrainedTokenizerFast
 from trinity.common.rewards.reward_fn import RewardFn
 
 from trinity_rec.lab.claims import Curve as Columns
-from trinity_rec.lab.grid import Job, read_rows, run_grid, write_rows
+from trinity_rec.lab.grid import Job, Processes, read_rows, run_grid, write_rows
 from trinity_rec.lab.model import TinyLM, with_head_width
 from trinity_rec.lab.tasks import TASKS, Problem, Vocabulary
 from trinity_rec.lab.training import COLUMNS, Experiment, Row, train
@@ -239,7 +239,8 @@ def through_trinity(
         for name, paths in tables.items()
         for seed, path in enumerate(paths)
     ]
-    run_grid(jobs, workers, console, "lab")
+    with Processes(workers) as processes:
+        run_grid(jobs, processes, console, "lab")
     runs = {name: [Run(out, name, seed, steps) for seed in seeds] for name in ALGORITHMS}
     execute([run for of_seed in zip(*runs.values(), strict=True) for run in of_seed], console)
 

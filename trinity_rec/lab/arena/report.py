@@ -60,6 +60,8 @@ def write(
         for cell in cells:
             numbers = [cell[name] for name in COLUMNS if name != "interval"]
             writer.writerow([f"{x:.6g}" if isinstance(x, float) else x for x in (*numbers, *cell["interval"])])
+    for earlier in (out / "own.json", *out.glob("curves_*.png")):  # an algorithm that took part then may not now
+        earlier.unlink(missing_ok=True)
     if beside:
         (out / "own.json").write_text(json.dumps(beside, indent=2) + "\n", encoding="utf-8")
     pictures = [

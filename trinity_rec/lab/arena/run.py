@@ -19,7 +19,7 @@ from trinity_rec.lab.arena import report
 from trinity_rec.lab.arena.own import digest
 from trinity_rec.lab.arena.plan import Cell, Plan, Scale, measured_speeds
 from trinity_rec.lab.arena.score import Curve, chosen_rate, compared, mean_ranks, score
-from trinity_rec.lab.grid import read_rows, run_grid
+from trinity_rec.lab.grid import Processes, read_rows, run_grid
 from trinity_rec.lab.reproduce import claim_directory
 from trinity_rec.variants import VARIANTS, Variant
 
@@ -47,28 +47,29 @@ def arena(
         OtherResults: `plan.out` holds the runs of another scale or of other rules.
     """
     claim_directory(plan.out, plan.scale.marker)
-    speeds = say_cost(plan, workers, console)
-    spent, began = plan.seconds(speeds, workers), time.monotonic()
     results = Results(plan)
-    for number, (task, lag) in enumerate(plan.columns, 1):
-        where = f"{task}, {lag} ({number} of {len(plan.columns)})"
-        here = plan.cells((task, lag))
-        run_grid(plan.tuning(here), workers, console, f"{where}, rates")
-        rates = {cell: chosen_rate(tuned_curves(plan, cell)) for cell in here}
-        run_grid(plan.judging(rates), workers, console, f"{where}, seeds")
-        results.write(own)
-        left = plan.seconds(speeds, workers)
-        if left and spent > left:  # by what the columns so far took
-            left *= (time.monotonic() - began) / (spent - left)
-            console.print(f"about {left / 60:.0f} min left of the arena")
+    with Processes(workers) as processes:
+        speeds = say_cost(plan, workers, processes, console)
+        spent, began = plan.seconds(speeds, workers), time.monotonic()
+        for number, (task, lag) in enumerate(plan.columns, 1):
+            where = f"{task}, {lag} ({number} of {len(plan.columns)})"
+            here = plan.cells((task, lag))
+            run_grid(plan.tuning(here), processes, console, f"{where}, rates")
+            rates = {cell: chosen_rate(tuned_curves(plan, cell)) for cell in here}
+            run_grid(plan.judging(rates), processes, console, f"{where}, seeds")
+            results.write(own)
+            left = plan.seconds(speeds, workers)
+            if left and spent > left:  # by what the columns so far took
+                left *= (time.monotonic() - began) / (spent - left)
+                console.print(f"about {left / 60:.0f} min left of the arena")
     asked = {cell for column in plan.columns for cell in plan.cells(column)}
     return [cell for cell in results.cells if cell_of(cell) in asked], results.beside
 
 
-def say_cost(plan: Plan, workers: int, console: Console) -> dict[str, float]:
+def say_cost(plan: Plan, workers: int, processes: Processes, console: Console) -> dict[str, float]:
     """Print what is to come and how long it takes, from a rate measured here and now; the steps a second of a task."""
     to_come = {task: runs for task in plan.scale.tasks if (runs := plan.runs_to_come(task))}
-    speeds = measured_speeds(to_come, plan.scale)
+    speeds = processes.submit(measured_speeds, tuple(to_come), plan.scale).result() if to_come else {}
     for task, speed in speeds.items():
         console.print(
             f"{task}: {to_come[task]} runs of {plan.scale.steps} steps to come, {speed:.0f} steps a second and process"
