@@ -31,6 +31,8 @@ def test_a_reference_model_gives_a_kl_and_the_entropy_is_logged(session, tmp_pat
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_trains_two_steps(session, tmp_path, name):
     changes = {"algorithm__algorithm_type": f"trinity_rec.{name}", "algorithm__policy_loss_fn_args": None}
+    if name == "off_geo_rs":  # a step of this size takes every response out of its band of 0.1 %
+        changes["synchronizer__sync_interval"] = 1
     for step in train(session, tmp_path / name, 2, **changes):
         assert 0 < step.metrics["actor/grad_norm"] < 1e3
 

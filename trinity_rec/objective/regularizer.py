@@ -47,7 +47,7 @@ def forward_kl(x: "Tokens", regularizer_coef: Coefficient) -> "tuple[Tensor, Ten
     Of the penalty -coef log pi of each token, up to a constant coef KL(mu || pi), which is AsymRE's lowered baseline
     (arXiv 2509.24203, section 3; upstream's `rec` with forward-kl).
     """
-    return -regularizer_coef * x.logprob, x.count.new_full(x.count.shape, -regularizer_coef)
+    return -regularizer_coef * x.raw_logprob, x.count.new_full(x.count.shape, -regularizer_coef)
 
 
 def ess_forward_kl(batch: "Batch") -> "Callable[[Tokens], tuple[Tensor, Tensor]]":
@@ -60,7 +60,7 @@ def ess_forward_kl(batch: "Batch") -> "Callable[[Tokens], tuple[Tensor, Tensor]]
 
     def penalty(x: "Tokens") -> "tuple[Tensor, Tensor]":
         slope = x.count.new_full(x.count.shape, size - 1)
-        return slope * x.logprob, slope
+        return slope * x.raw_logprob, slope
 
     return penalty
 

@@ -78,5 +78,5 @@ def terms(parts: Parts, x: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
     if parts.regularizer is not None:
         penalty, slope = parts.regularizer(x)
         sums["regulariser"] = total(penalty * x.mask if penalty.shape == ascent.shape else penalty)
-        ascent = (slope * x.mask).neg_().add_(ascent)
+        ascent = torch.addcmul(ascent, slope, x.mask, value=-1)
     return ascent, sums

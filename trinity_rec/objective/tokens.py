@@ -28,9 +28,7 @@ class Tokens:
         logprob: log pi_theta of the sampled tokens, [rows, response].
         old_logprob: log mu of the same tokens, mu being the policy that sampled them, [rows, response].
         log_ratio: log rho = log pi_theta - log mu, [rows, response].
-        advantages: A, [rows, response].
         count: |y|, the tokens that count in the loss, [rows, 1].
-        sum_log_ratio: log W = sum_t log rho, [rows, 1].
     """
 
     def __init__(
@@ -43,9 +41,18 @@ class Tokens:
         self.mask = exact(mask.view(torch.int8))
         self.raw_logprob, self._old_logprob = exact(logprob), exact(old_logprob)
         self.log_ratio = (self.raw_logprob - self._old_logprob).mul_(self.mask)
-        self.advantages = exact(advantages) * self.mask
+        self._advantages = advantages
         self.count = total(self.mask)
-        self.sum_log_ratio = total(self.log_ratio)
+
+    @cached_property
+    def sum_log_ratio(self) -> Tensor:
+        """log W = sum_t log rho, [rows, 1]."""
+        return total(self.log_ratio)
+
+    @cached_property
+    def advantages(self) -> Tensor:
+        """A, [rows, response]."""
+        return self._advantages.to(self.mask.dtype) * self.mask
 
     @cached_property
     def logprob(self) -> Tensor:
@@ -115,19 +122,25 @@ class Batch:
     @cached_property
     def effective_sample_size(self) -> float:
         """ESS = (sum rho)^2 / (n sum rho^2) over the n tokens of the batch; 1 where rho is constant."""
-        parts = [_scaled_sums(x) for x in self if x.mask.numel()]
-        unit = max((largest for largest, *_ in parts), default=0.0)
-        if not unit > 0:  # without any token
+        parts = [_sums_of_ratios(x) for x in self if x.mask.numel()]
+        largest = max((unit for unit, *_ in parts), default=0.0)
+        if not largest > 0:  # without any token
             return 1.0
-        first = sum(part * largest / unit for largest, part, _, _ in parts)
-        second = sum(part * (largest / unit) ** 2 for largest, _, part, _ in parts)
+        first = sum(part * unit / largest for unit, part, _, _ in parts)
+        second = sum(part * (unit / largest) ** 2 for unit, _, part, _ in parts)
         return first**2 / (second * sum(count for *_, count in parts))
 
 
-def _scaled_sums(x: Tokens) -> tuple[float, ...]:
-    """The largest rho, sum rho and sum rho^2 in its units, since ratios may have any scale, and how many they are."""
+def _sums_of_ratios(x: Tokens) -> tuple[float, float, float, float]:
+    """A unit, sum rho and sum rho^2 in it, and how many they are. Ratios may have any scale, so the unit is 1 or the
+    largest.
+    """
     ratio = (x.ratio * x.mask).flatten()  # padding is no ratio
-    largest = ratio.max()
-    ratio /= largest
-    sums = largest, ratio.sum(), ratio.dot(ratio), x.count.sum()
-    return tuple(map(float, sums)) if sums[0] > 0 else (0.0,) * 4
+    unit, square = 1.0, float(ratio.dot(ratio))
+    if not 1e-30 < square < 1e30:
+        unit = float(ratio.max())
+        if not unit > 0:
+            return (0.0,) * 4
+        ratio /= unit
+        square = float(ratio.dot(ratio))
+    return unit, float(ratio.sum()), square, float(x.count.sum())
