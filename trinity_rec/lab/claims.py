@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -242,18 +243,23 @@ def verdict(estimate: Estimate, margin: float, kind: str) -> str:
     return FAILS if estimate.low >= margin or estimate.high <= -margin else OPEN
 
 
+def by_seed(part: Part, measure: Callable[[Curve], float], curves: Callable[[str], Sequence[Curve]]) -> np.ndarray:
+    """The contrast of a part in one cell, [seeds]; `curves` are those of a variant, in the order of the seeds."""
+    measured = [
+        factor * np.array([measure(curve) for curve in curves(variant)]) for variant, factor in part.contrast.items()
+    ]
+    return np.sum(measured, axis=0)
+
+
 def judge_part(part: Part, tasks: Sequence[str], curves: Curves) -> Judged:
     """The effect of a part in each cell and on the whole."""
     measure, generator = MEASURES[part.measure], np.random.default_rng(0)
     effects, resampled, cells = [], [], []
     for task in tasks:
         for setting in part.settings:
-            by_seed = sum(
-                factor * np.array([measure(curve) for curve in curves(task, setting, variant)])
-                for variant, factor in part.contrast.items()
-            )
-            effects.append(by_seed.mean())
-            resampled.append(resampled_means(by_seed, generator))
+            differences = by_seed(part, measure, partial(curves, task, setting))
+            effects.append(differences.mean())
+            resampled.append(resampled_means(differences, generator))
             here = Estimate.of(effects[-1], resampled[-1])
             said = verdict(here, part.margin, part.kind)
             cells.append({"task": task, "setting": setting, **asdict(here), "verdict": said})

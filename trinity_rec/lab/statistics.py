@@ -43,6 +43,21 @@ def divergence(curve: Mapping[str, np.ndarray]) -> float:
     return float(curve["kl_initial"][1:].mean())
 
 
+def steps_to(curve: Mapping[str, np.ndarray], target: float) -> float:
+    """The training steps to a mean of `LAST` evaluations of `target`, counted to the middle one; between two means the
+    reward is a line. Infinite where it is not reached.
+    """
+    means = np.convolve(curve["reward"], np.ones(LAST) / LAST, mode="valid")
+    steps = curve["step"][LAST // 2 :]
+    reached = np.flatnonzero(means >= target)
+    if not len(reached):
+        return float("inf")
+    at = int(reached[0])
+    if at == 0:
+        return float(steps[0])
+    return float(np.interp(target, means[at - 1 : at + 1], steps[at - 1 : at + 1]))
+
+
 MEASURES: dict[str, Callable[[Mapping[str, np.ndarray]], float]] = {
     measure.__name__: measure for measure in (final, mean_reward, first_half, fall, roughness, divergence)
 }
