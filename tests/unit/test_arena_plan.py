@@ -6,6 +6,7 @@ import pytest
 
 from trinity_rec.lab.arena import own, plan
 from trinity_rec.lab.arena.run import plan_of
+from trinity_rec.lab.cost import seconds
 from trinity_rec.presets import PRESETS
 from trinity_rec.terminal import UsageError
 from trinity_rec.variants import LAGS, SETTINGS
@@ -49,23 +50,24 @@ def test_a_column_is_its_whole_cells(tmp_path):
 def test_the_cost_is_that_of_the_runs_that_are_not_there(tmp_path):
     planned = small(tmp_path)
     each_cell = 5 * len(planned.scale.tuning) + 5
-    assert planned.runs_to_come("addition") == 2 * 3 * each_cell
-    assert planned.seconds({"addition": 10.0}, workers=2) == pytest.approx(6 * each_cell * planned.scale.steps / 20)
+    assert planned.runs_to_come() == {"addition": 2 * 3 * each_cell}
+    cost = seconds(planned.runs_to_come(), {"addition": 10.0}, planned.scale.steps, workers=2)
+    assert cost == pytest.approx(6 * each_cell * planned.scale.steps / 20)
     cell = planned.cells(("addition", "offline"))[0]
     done = planned.tuning([cell]) + planned.judging({cell: 5e-4})[:3]
     for job in done:
         job.path.parent.mkdir(parents=True, exist_ok=True)
         job.path.touch()
-    assert planned.runs_to_come("addition") == 6 * each_cell - len(done)
+    assert planned.runs_to_come() == {"addition": 6 * each_cell - len(done)}
 
 
 def test_quick_is_a_part_that_is_over_in_minutes(tmp_path):
     """At 30 steps a second and process, less than what one slow core was measured to make of addition."""
     quick = plan_of(plan.QUICK, tmp_path)
     assert set(plan.QUICK.algorithms) <= set(plan.ALGORITHMS)
-    assert quick.seconds({"addition": 30.0}, workers=2) <= 15 * 60
-    full = plan_of(plan.FULL, tmp_path)
-    assert full.seconds({"addition": 50.0, "word_problems": 17.0, "tool_call": 17.0}, workers=2) <= 10 * 3600
+    assert seconds(quick.runs_to_come(), {"addition": 30.0}, plan.QUICK.steps, workers=2) <= 15 * 60
+    full, speeds = plan_of(plan.FULL, tmp_path), {"addition": 50.0, "word_problems": 17.0, "tool_call": 17.0}
+    assert seconds(full.runs_to_come(), speeds, plan.FULL.steps, workers=2) <= 10 * 3600
 
 
 def written(tmp_path, text, name="mine.yaml"):

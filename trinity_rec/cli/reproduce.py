@@ -25,7 +25,11 @@ def command(
         Path | None, typer.Option(help="A Hugging Face directory, to measure the claims on that model instead.")
     ] = None,
     task: Annotated[
-        str | None, typer.Option(help="With --model: what it is trained on; --tasks says what suits.")
+        str | None,
+        typer.Option(
+            help="With --model: what it is trained on; --tasks says what suits. With --regimes: addition, "
+            "word_problems or tool_call, all by default."
+        ),
     ] = None,
     tasks: Annotated[bool, typer.Option("--tasks", help="With --model: measure which tasks suit it instead.")] = False,
     device: Annotated[str, typer.Option(help="With --model: torch's name of what it is trained on.")] = "cpu",
@@ -38,12 +42,23 @@ def command(
         bool, typer.Option("--trinity", help="Also four runs through the real `trinity run`; takes tens of minutes.")
     ] = False,
     rates: Annotated[bool, typer.Option("--rates", help="Measure the tasks' learning rates instead.")] = False,
+    regimes: Annotated[
+        bool,
+        typer.Option(
+            "--regimes", help="Map where C2 to C8 hold instead, over learning rate, lag and task: about an hour a task."
+        ),
+    ] = False,
 ) -> None:
     """Measure the paper's claims: curves, a figure a claim, effects with intervals, verdicts.
 
     On small models made for it, or with --model on a language model of yours. Runs that OUT holds already are not
     repeated, so an interrupted call goes on where it stopped.
     """
+    if regimes:
+        if claims or quick or model or tasks or trinity or rates or device != "cpu":
+            raise UsageError("--regimes goes with --task, --out and --workers alone: it maps C2 to C8 at once")
+        _map(task, out, workers)
+        return
     reproduce = needs_extra("lab", "trinity_rec.lab.reproduce")
 
     names = sorted({name.upper() for name in claims or reproduce.ALL_CLAIMS})
@@ -53,7 +68,7 @@ def command(
         _on_model(names, model, task, tasks, device, out, workers)
         return
     if task is not None or tasks or device != "cpu":
-        raise UsageError("--task, --tasks and --device want a --model")
+        raise UsageError("--task, --tasks and --device want a --model; --task may stand with --regimes too")
     scale = reproduce.QUICK if quick else reproduce.FULL
     out = out or Path("runs") / ("reproduce-quick" if quick else "reproduce")
     workers = workers or os.cpu_count() or 1
@@ -77,6 +92,24 @@ def _on_model(
     out = out or Path("runs", f"reproduce-{task}")
     grid = on_model.Grid.of(task, model, device, out)
     _print(on_model.reproduce_on_model(names, grid, out, workers, stderr()), out)
+
+
+def _map(task: str | None, out: Path | None, workers: int | None) -> None:
+    run = needs_extra("lab", "trinity_rec.lab.regimes.run")
+    if task is not None and task not in run.LAGS_OF:
+        raise UsageError(f"--task {task}: unknown; known are {', '.join(run.LAGS_OF)}")
+    out = out or Path("runs", "regimes")
+    here = run.Map(out, [task] if task else list(run.LAGS_OF))
+    rows = run.regimes(here, workers or os.cpu_count() or 1, stderr())
+    table = Table()
+    for column in ("claim", "task", *_COLOUR):
+        table.add_column(column)
+    for name, on in dict.fromkeys((row["claim"], row["task"]) for row in rows):
+        here = [row for row in rows if (row["claim"], row["task"]) == (name, on)]
+        cells = {(row["lag"], row["factor"]): row["claim_verdict"] for row in here}
+        table.add_row(name, on, *(f"{list(cells.values()).count(said)} of {len(cells)}" for said in _COLOUR))
+    print_table(table)
+    stdout().print(f"In {out}: regimes.json, regimes.csv, map.png, a figure a claim (C2.png …), curves/")
 
 
 def _print(judged: list[dict[str, Any]], out: Path) -> None:

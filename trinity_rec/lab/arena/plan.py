@@ -11,7 +11,6 @@ whole.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -157,9 +156,13 @@ class Plan:
             if self.path(cell, self.scale.rates[0], self.scale.tuning[0]).exists() and not self._missing(cell)
         ]
 
-    def runs_to_come(self, task: str) -> int:
-        """Runs of a task that are not there. Before its tuning is done a cell's judging counts as to come."""
-        return sum(self._missing(cell) for cell in self._cells_of(task))
+    def runs_to_come(self) -> dict[str, int]:
+        """Task -> runs that are not there, if any. Before its tuning is done a cell's judging counts as to come."""
+        return {
+            task: runs
+            for task in self.scale.tasks
+            if (runs := sum(self._missing(cell) for cell in self._cells_of(task)))
+        }
 
     def _cells_of(self, task: str) -> Iterator[Cell]:
         return (cell for column in self.columns if column[0] == task for cell in self.cells(column))
@@ -171,26 +174,3 @@ class Plan:
             sum(self.path(cell, rate, seed).exists() for seed in self.scale.judging) for rate in self.scale.rates
         )
         return tuning + len(self.scale.judging) - there
-
-    def seconds(self, speeds: Mapping[str, float], workers: int) -> float:
-        """What is to come takes about so long, given each task's steps a second of one process."""
-        return sum(self.runs_to_come(task) * self.scale.steps / speed for task, speed in speeds.items()) / workers
-
-
-def measured_speeds(tasks: Collection[str], scale: Scale, steps: int = 10) -> dict[str, float]:
-    """Steps a second of each task in this process, evaluations in the scale's proportion, by the process's own clock.
-
-    What others take of the machine is not in it.
-    """
-    speeds = {}
-    for task in tasks:
-        like = Experiment(task, LAGS["on_policy"], VARIANTS["rec_grpo"], 0, RATES[0], steps, evaluate_every=2 * steps)
-        train(replace(like, steps=2))
-        began = time.thread_time()
-        train(replace(like, steps=steps))
-        once = time.thread_time()
-        train(replace(like, steps=2 * steps, evaluate_every=4 * steps))
-        step = (time.thread_time() - once - (once - began)) / steps
-        evaluation = max(once - began - steps * step, 0.0)
-        speeds[task] = 1 / (max(step, 1e-6) + evaluation / scale.evaluate_every)
-    return speeds

@@ -17,8 +17,9 @@ from rich.console import Console
 
 from trinity_rec.lab.arena import report
 from trinity_rec.lab.arena.own import digest
-from trinity_rec.lab.arena.plan import Cell, Plan, Scale, measured_speeds
+from trinity_rec.lab.arena.plan import Cell, Plan, Scale
 from trinity_rec.lab.arena.score import Curve, chosen_rate, compared, mean_ranks, score
+from trinity_rec.lab.cost import say_cost, seconds
 from trinity_rec.lab.grid import Processes, read_rows, run_grid
 from trinity_rec.lab.reproduce import claim_directory
 from trinity_rec.variants import VARIANTS, Variant
@@ -49,8 +50,9 @@ def arena(
     claim_directory(plan.out, plan.scale.marker)
     results = Results(plan)
     with Processes(workers) as processes:
-        speeds = say_cost(plan, workers, processes, console)
-        spent, began = plan.seconds(speeds, workers), time.monotonic()
+        scale, to_come = plan.scale, plan.runs_to_come()
+        speeds = say_cost(to_come, scale.steps, scale.evaluate_every, workers, processes, console, "arena")
+        spent, began = seconds(to_come, speeds, scale.steps, workers), time.monotonic()
         for number, (task, lag) in enumerate(plan.columns, 1):
             where = f"{task}, {lag} ({number} of {len(plan.columns)})"
             here = plan.cells((task, lag))
@@ -58,25 +60,12 @@ def arena(
             rates = {cell: chosen_rate(tuned_curves(plan, cell)) for cell in here}
             run_grid(plan.judging(rates), processes, console, f"{where}, seeds")
             results.write(own)
-            left = plan.seconds(speeds, workers)
+            left = seconds(plan.runs_to_come(), speeds, scale.steps, workers)
             if left and spent > left:  # by what the columns so far took
                 left *= (time.monotonic() - began) / (spent - left)
                 console.print(f"about {left / 60:.0f} min left of the arena")
     asked = {cell for column in plan.columns for cell in plan.cells(column)}
     return [cell for cell in results.cells if cell_of(cell) in asked], results.beside
-
-
-def say_cost(plan: Plan, workers: int, processes: Processes, console: Console) -> dict[str, float]:
-    """Print what is to come and how long it takes, from a rate measured here and now; the steps a second of a task."""
-    to_come = {task: runs for task in plan.scale.tasks if (runs := plan.runs_to_come(task))}
-    speeds = processes.submit(measured_speeds, tuple(to_come), plan.scale).result() if to_come else {}
-    for task, speed in speeds.items():
-        console.print(
-            f"{task}: {to_come[task]} runs of {plan.scale.steps} steps to come, {speed:.0f} steps a second and process"
-        )
-    if speeds:
-        console.print(f"the arena takes about {plan.seconds(speeds, workers) / 60:.0f} min in {workers} processes")
-    return speeds
 
 
 def tuned_curves(plan: Plan, cell: Cell) -> dict[float, list[Curve]]:
