@@ -68,6 +68,15 @@ def test_the_page_needs_nothing_else_and_the_figures_are_there(done):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
 
 
+def test_what_the_field_disagrees_on_is_answered_or_said_not_to_be_measured(done):
+    out, _ = done
+    said = json.loads((out / "questions.json").read_text())
+    assert [each["question"] for each in said] == ["clipping", "importance_sampling", "ratio", "sample_size"]
+    page = (out / "index.html").read_text()
+    assert page.count("Not measured: the cells that it takes are not there.") == 4  # the tiny arena lacks them all
+    assert all(each["title"] in page for each in said) and not list(out.glob("question_*.png"))
+
+
 def test_ones_own_algorithm_is_judged_against_each_other_one(done):
     out, output = done
     beside = json.loads((out / "own.json").read_text())

@@ -13,16 +13,18 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from trinity_rec.lab.arena.plan import COLLAPSE, KEPT, Cell
+from trinity_rec.lab.arena.plan import COLLAPSE, KEPT, LEAST_SAMPLE_SIZE, Cell
+from trinity_rec.lab.arena.questions import MARGIN, NOT_MEASURED
 from trinity_rec.lab.arena.score import Curve
 from trinity_rec.lab.real_tasks import task_named
 from trinity_rec.plot import draw
-from trinity_rec.plot.draw import INK, figure_grid, new_figure, save, shared_legend
+from trinity_rec.plot.draw import COLOURS, GRID, INK, dress, figure_grid, new_figure, save, shared_legend
 from trinity_rec.plot.page import document, figure
 from trinity_rec.presets import FAMILIES, PRESETS
 from trinity_rec.variants import LAGS, Variant
 
 ACROSS = 3  # panels in a row
+MARKS = ("o", "s", "^")
 COLUMNS = {
     "algorithm": "algorithm",
     "task": "task",
@@ -46,12 +48,14 @@ def write(
     curves: Mapping[Cell, Sequence[Curve]],
     variants: Mapping[str, Variant],
     beside: Sequence[Mapping[str, Any]],
+    answered: Sequence[Mapping[str, Any]],
 ) -> None:
     """Write all of it to `out`.
 
     Args:
         curves: of the judging seeds.
         beside: one's own algorithm against the others, see `run.against`; none without one.
+        answered: what `questions.answers` gave.
     """
     (out / "arena.json").write_text(json.dumps(cells, indent=2) + "\n", encoding="utf-8")
     with (out / "arena.csv").open("w", newline="", encoding="utf-8") as file:
@@ -60,7 +64,9 @@ def write(
         for cell in cells:
             numbers = [cell[name] for name in COLUMNS if name != "interval"]
             writer.writerow([f"{x:.6g}" if isinstance(x, float) else x for x in (*numbers, *cell["interval"])])
-    for earlier in (out / "own.json", *out.glob("curves_*.png")):  # an algorithm that took part then may not now
+    (out / "questions.json").write_text(json.dumps(answered, indent=2) + "\n", encoding="utf-8")
+    # An algorithm that took part in an earlier call may not in this one.
+    for earlier in (out / "own.json", *out.glob("curves_*.png"), *out.glob("question_*.png")):
         earlier.unlink(missing_ok=True)
     if beside:
         (out / "own.json").write_text(json.dumps(beside, indent=2) + "\n", encoding="utf-8")
@@ -75,6 +81,7 @@ def write(
     body = _BODY.format(
         table=table(cells, variants),
         beside=own_table(beside, variants),
+        questions="\n".join(section(each, out) for each in answered),
         pictures="\n".join(pictures),
     )
     (out / "index.html").write_text(document("Arena", body), encoding="utf-8")
@@ -231,6 +238,120 @@ def own_table(beside: Sequence[Mapping[str, Any]], variants: Mapping[str, Varian
     return f"<h2>Your algorithm against the others</h2><table><tr>{heads}</tr>{rows}</table>"
 
 
+def section(answered: Mapping[str, Any], out: Path) -> str:
+    """A question with its answers as a table, and a figure in `out`; what is not there is said not to be measured."""
+    title = f"<h3>{escape(answered['title'])}</h3>"
+    rows = answered.get("contrasts") or answered["lags"]
+    if all(row["verdict"] == NOT_MEASURED for row in rows):
+        return f"{title}<p>Not measured: the cells that it takes are not there.</p>"
+    path = out / f"question_{answered['question']}.png"
+    if "contrasts" in answered:
+        heads = ["contrast", "lag", "difference", "95 % interval", "it is", "answer", "cells"]
+        body = [
+            [
+                row["contrast"],
+                _where(row["lag"]),
+                *((f"{row['difference']:+.3f}", shown(row["interval"])) if "interval" in row else ("", "")),
+                row["verdict"],
+                row.get("answer", ""),
+                str(row["cells"]),
+            ]
+            for row in rows
+        ]
+        draw_contrasts(rows, path)
+    else:
+        heads = ["lag", *(f"{name}, 95 % interval" for name in SHARES.values()), "runs", "collapsed", "it"]
+        body = [
+            [
+                _where(row["lag"]),
+                *(_with_interval(row, key) for key in SHARES),
+                str(row["runs"]),
+                str(row["collapsed"]),
+                row["verdict"],
+            ]
+            for row in rows
+        ]
+        draw_shares(rows, path)
+    head = "".join(f"<th>{escape(each)}</th>" for each in heads)
+    lines = "".join(f"<tr>{''.join(f'<td>{escape(each)}</td>' for each in row)}</tr>" for row in body)
+    picture = figure(path, answered["title"], answered["title"])
+    return f'{title}<div class="scroll"><table><tr>{head}</tr>{lines}</table></div><div class="figures">{picture}</div>'
+
+
+def _where(lag: str) -> str:
+    return LAGS[lag].title if lag in LAGS else "all but on-policy"
+
+
+def _with_interval(row: Mapping[str, Any], key: str) -> str:
+    return f"{shown(row[key])} ({shown(row[f'{key}_interval'])})" if row.get(key) is not None else ""
+
+
+def draw_contrasts(rows: Sequence[Mapping[str, Any]], path: Path) -> Path:
+    """Each contrast's difference and interval by lag; within the grey band algorithms are alike."""
+    picture = new_figure(7.2, 3.4)
+    axes = dress(picture.subplots())
+    lags = list(dict.fromkeys(row["lag"] for row in rows if "interval" in row))
+    titles = list(dict.fromkeys(row["contrast"] for row in rows))
+    for number, title in enumerate(titles):
+        here = [row for row in rows if row["contrast"] == title and "interval" in row]
+        if here:
+            at = [lags.index(row["lag"]) + 0.22 * (number - (len(titles) - 1) / 2) for row in here]
+            _errors(axes, at, [(row["difference"], row["interval"]) for row in here], number, title)
+    axes.axhspan(-MARGIN, MARGIN, color=GRID, zorder=0)
+    axes.axhline(0, color=INK, linewidth=0.8, zorder=1)
+    axes.set_xticks(range(len(lags)), [_where(lag) for lag in lags], rotation=20, ha="right")
+    axes.set_ylabel("difference in final reward", color=INK, fontsize=9.5)
+    shared_legend(picture)
+    return save(picture, path)
+
+
+def draw_shares(rows: Sequence[Mapping[str, Any]], path: Path) -> Path:
+    """Hit rate and false alarms by lag, and the lead in steps beside them."""
+    picture = new_figure(9.0, 3.4)
+    here = [row for row in rows if row["verdict"] != NOT_MEASURED]
+    panels = picture.subplots(1, 2)
+    for axes, keys, title in (
+        (panels[0], ("hit_rate", "false_alarms"), "share of runs"),
+        (panels[1], ("lead",), "steps from alarm to collapse"),
+    ):
+        dress(axes)
+        for number, key in enumerate(keys):
+            at = [place + 0.2 * number for place, row in enumerate(here) if row[key] is not None]
+            points = [(row[key], row[f"{key}_interval"]) for row in here if row[key] is not None]
+            if points:
+                _errors(axes, at, points, number + 2 * (key == "lead"), SHARES[key])
+        axes.set_xticks(range(len(here)), [_where(row["lag"]) for row in here], rotation=25, ha="right")
+        axes.set_title(title, loc="left", color=INK, fontsize=10, weight="bold")
+    panels[0].set_ylim(-0.03, 1.03)
+    shared_legend(picture)
+    return save(picture, path)
+
+
+def _errors(
+    axes: Axes, at: Sequence[float], points: Sequence[tuple[float, Sequence[float]]], number: int, label: str
+) -> None:
+    values = np.array([value for value, _ in points])
+    low, high = np.array([interval for _, interval in points]).T
+    axes.errorbar(
+        at,
+        values,
+        np.maximum([values - low, high - values], 0),
+        color=COLOURS[number],
+        marker=MARKS[number],
+        linestyle="",
+        markersize=5,
+        capsize=3,
+        label=label,
+        zorder=3,
+    )
+
+
+SHARES = {
+    "hit_rate": "hit rate",
+    "false_alarms": "false alarms",
+    "hits_less_false_alarms": "hit rate less false alarms",
+    "lead": "lead in steps",
+}
 _HEAT_MAP = "Final reward at each algorithm's own rate, mean over fresh seeds; the best mean rank is on top."
 _ROBUSTNESS = f"Robustness: the share of the rates at which {KEPT:.0%} of the best gain is kept."
 _BODY = (
@@ -241,6 +362,13 @@ count for nothing else. Intervals are bootstrap 95 % over fresh seeds. Collapse:
 with reward left to gain, and whose effective sample size fell below a half. A click on a head sorts.</p>
 <div class="scroll">{table}</div>
 <div class="scroll">{beside}</div>
+<h2>What the field disagrees on</h2>
+<p class="note">Differences in final reward, paired by seed, means over tasks; bootstrap 95 %. Less than """
+    + f"{MARGIN:g}"
+    + """ either way is alike. An alarm is an effective sample size below """
+    + f"{LEAST_SAMPLE_SIZE:g}"
+    + """, a hit one before a collapse. The rules stand in trinity_rec/lab/arena/questions.py.</p>
+{questions}
 <div class="figures">
 {pictures}
 </div>

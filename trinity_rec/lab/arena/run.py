@@ -3,6 +3,7 @@
 OUT/scale.json                                                   by which rules; a call with others is refused
 OUT/curves/<task>/<lag>/<algorithm>/<rate>/seed_<n>.csv          every run
 OUT/arena.json, arena.csv, index.html, heat_map.png, robustness.png
+OUT/questions.json, question_*.png                               what the field disagrees on
 OUT/own.json                                                     one's own algorithm against the others
 """
 
@@ -18,10 +19,12 @@ from rich.console import Console
 from trinity_rec.lab.arena import report
 from trinity_rec.lab.arena.own import digest
 from trinity_rec.lab.arena.plan import Cell, Plan, Scale
+from trinity_rec.lab.arena.questions import answers
 from trinity_rec.lab.arena.score import Curve, chosen_rate, compared, mean_ranks, score
 from trinity_rec.lab.cost import say_cost, seconds
 from trinity_rec.lab.grid import Processes, read_rows, run_grid
 from trinity_rec.lab.reproduce import claim_directory
+from trinity_rec.presets import PRESETS
 from trinity_rec.variants import VARIANTS, Variant
 
 
@@ -90,6 +93,7 @@ class Results:
         self._plan = plan
         self._scored: dict[Cell, dict[str, Any]] = {}
         self._curves: dict[Cell, list[Curve]] = {}
+        self._runs: dict[Cell, list[Curve]] = {}
         self.cells: list[dict[str, Any]] = []
         self.beside: list[dict[str, Any]] = []
 
@@ -102,6 +106,7 @@ class Results:
                 tuned = tuned_curves(plan, cell)
                 rate = chosen_rate(tuned)
                 self._curves[cell] = [read_rows(plan.path(cell, rate, seed)) for seed in plan.scale.judging]
+                self._runs[cell] = [*(curve for curves in tuned.values() for curve in curves), *self._curves[cell]]
                 self._scored[cell] = score(name, task, lag, tuned, self._curves[cell])
         self.cells = [self._scored[cell] for cell in there]
         places = mean_ranks(self.cells)
@@ -112,7 +117,8 @@ class Results:
         variants = {
             name: plan.variants.get(name) or VARIANTS[name] for name in dict.fromkeys(cell[2] for cell in there)
         }
-        report.write(plan.out, self.cells, curves, variants, self.beside)
+        runs = {cell: self._runs[cell] for cell in there if cell[2] in PRESETS}
+        report.write(plan.out, self.cells, curves, variants, self.beside, answers(curves, runs))
 
 
 def against(own: str, curves: dict[Cell, list[Curve]]) -> list[dict[str, Any]]:
