@@ -57,8 +57,9 @@ def sampling(served, sampler: BatchSampler, prompts: list[list[int]], group: int
 
     def ours() -> None:
         answers: Queue = Queue()
-        for prompt in prompts:
-            sampler.submit(SampleRequest(None, tuple(prompt), group, max_tokens, ends=False), answers.put)
+        requests = [SampleRequest(None, tuple(prompt), group, max_tokens, ends=False) for prompt in prompts]
+        for job in [sampler.submit(request, answers.put) for request in requests]:
+            sampler.await_answer(job)
         for _ in prompts:
             result = answers.get()
             assert all(len(response.tokens) == max_tokens for response in result.responses)

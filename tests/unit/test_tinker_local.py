@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import json
 import math
+import time
 from functools import partial
 from queue import Queue
 
@@ -18,6 +19,7 @@ pytest.importorskip("tinker", reason="the Tinker SDK needs Python 3.11")
 
 from trinity_rec.tinker_local import futures as futures_module
 from trinity_rec.tinker_local import logprobs as logprobs_module
+from trinity_rec.tinker_local import sampling as sampling_module
 from trinity_rec.tinker_local.errors import RequestError
 from trinity_rec.tinker_local.futures import Futures
 from trinity_rec.tinker_local.kv_cache import RaggedCache
@@ -100,6 +102,44 @@ def test_in_bfloat16_the_sampler_s_logprobs_are_the_trainer_s(served, store):
 
 def note(answers, prompt, result):
     answers.put((prompt, result))
+
+
+# ---- a batch that becomes whole ----
+
+
+def passes(served, store, ask) -> float:
+    """How many passes over prompts a sampler takes for the requests that `ask` submits, given the sampler."""
+    stats, answers = Stats(), Queue()
+    sampler = BatchSampler(served, store, max_rows=8, stats=stats)
+    try:
+        for _ in range(ask(partial(sampler.submit, done=answers.put), sampler)):
+            assert not isinstance(outcome := answers.get(timeout=60), Exception), outcome
+    finally:
+        sampler.close()
+    return stats.snapshot()["prefill_passes"]
+
+
+def one_by_one(submit, sampler, awaited: bool) -> int:
+    """Three requests with pauses; `awaited` tells after each that its client waits for the answer."""
+    for token in (5, 6, 7):
+        job = submit(SampleRequest(None, (token, 8)))
+        if awaited:
+            sampler.await_answer(job)
+        time.sleep(0.1)
+    return 3
+
+
+@pytest.mark.parametrize(("seconds", "at_most", "expected"), [(10, 0.5, 1), (0.5, 10, 1), (1e-4, 10, 3), (10, 1e-4, 3)])
+def test_a_batch_begins_when_no_more_requests_come(served, store, monkeypatch, seconds, at_most, expected):
+    monkeypatch.setattr(sampling_module, "GATHER_SECONDS", seconds)
+    monkeypatch.setattr(sampling_module, "GATHER_AT_MOST", at_most)
+    assert passes(served, store, partial(one_by_one, awaited=False)) == expected
+
+
+def test_a_batch_begins_at_once_when_its_clients_wait_for_all_that_they_asked(served, store, monkeypatch):
+    monkeypatch.setattr(sampling_module, "GATHER_SECONDS", 1000)
+    monkeypatch.setattr(sampling_module, "GATHER_AT_MOST", 1000)
+    assert passes(served, store, partial(one_by_one, awaited=True)) == 3
 
 
 # ---- random streams ----

@@ -279,6 +279,12 @@ class Backend:
         if request_id in self._sampled:
             self.sampler.cancel(self._sampled[request_id])
 
+    async def answer(self, request_id: str, timeout: float) -> Answer | None:
+        """As `Futures.answer`."""
+        if request_id in self._sampled:
+            self.sampler.await_answer(self._sampled[request_id])
+        return await self.futures.answer(request_id, timeout)
+
     # ---- training ----
 
     def create_model(self, body: wire.CreateModel) -> str:

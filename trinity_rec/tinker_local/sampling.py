@@ -34,8 +34,8 @@ PREFILL_TOKENS = 8192  # padded tokens in one prefill pass
 CACHE_BYTES = 4 * 2**30  # keys and values of a running batch, if all its samples run to their limits
 QUEUE_LIMIT = 8192  # requests that wait,
 QUEUE_TOKENS = 8 * 2**20  # and the tokens of their prompts
-GATHER_SECONDS = 0.003  # an idle sampler waits so long for the companions of a request,
-GATHER_AT_MOST = 0.03  # and of theirs
+GATHER_SECONDS = 0.016  # an idle sampler waits so long for companions of a request whose answer is not yet awaited,
+GATHER_AT_MOST = 0.06  # and for theirs
 PICK_AT_ONCE = 2048  # tokens of a vocabulary that is not cut into
 PICK_BLOCK = 256  # tokens
 SERVER_SEED = 0  # of requests without a seed
@@ -105,20 +105,25 @@ class SampleResult:
 
 @dataclass(eq=False)
 class Job:
-    """A request in the sampler, the tokens that end its samples, its answer so far with the samples that miss, and whom
-    to tell.
+    """A request in the sampler, what its random streams are made of, the tokens that end its samples, its answer so far
+    with the samples that miss, whom to tell, and whether they wait for it already.
     """
 
     request: SampleRequest
     done: Callable[[SampleResult | Exception], None]
-    keys: Tensor
+    identity: tuple[object, ...]
     ends: frozenset[int]
+    awaited: bool = False
     result: SampleResult | None = None
     missing: int = 0
 
     def begin(self) -> None:
         """No token is drawn yet."""
         self.result, self.missing = SampleResult([None] * self.request.samples), self.request.samples
+
+    def keys(self) -> Tensor:
+        """Of the random streams of its samples."""
+        return stream_keys(self.request.samples, *self.identity)
 
     @property
     def length_limit(self) -> int:
@@ -163,7 +168,7 @@ class Rows:
         samples = [Sample(job, index) for job in jobs for index in range(job.request.samples)]
         requests = [sample.job.request for sample in samples]
         state = {
-            "key": torch.cat([torch.empty(0, dtype=torch.long), *(job.keys for job in jobs)]),
+            "key": torch.cat([torch.empty(0, dtype=torch.long), *(job.keys() for job in jobs)]),
             "count": torch.zeros(len(samples), dtype=torch.long),
             "length": torch.tensor([len(request.prompt) for request in requests], dtype=torch.long),
             "token": torch.zeros(len(samples), dtype=torch.long),
@@ -226,10 +231,16 @@ class BatchSampler:
             waiting = sum(len(job.request.prompt) for job in self._waiting)
             if len(self._waiting) >= QUEUE_LIMIT or waiting > QUEUE_TOKENS:
                 raise RequestError("too many requests wait for the sampler", 429)
-            job = Job(request, done, self._streams(request), self._ends(request))
+            job = Job(request, done, self._identity(request), self._ends(request))
             self._waiting.append(job)
             self._changed.notify()
         return job
+
+    def await_answer(self, job: Job) -> None:
+        """Its client waits for the answer. Who waits for all that they have asked for asks no more for now."""
+        with self._changed:
+            job.awaited = True
+            self._changed.notify()
 
     def cancel(self, job: Job) -> None:
         """Nobody wants the answer any more: leave the queue, or the batch at its next token."""
@@ -267,11 +278,15 @@ class BatchSampler:
         with self._changed:
             if not self._rows and not self._waiting and not self._suspects:
                 self._changed.wait_for(lambda: self._waiting or self._stopping)
-                until, seen = time.monotonic() + GATHER_AT_MOST, 0
-                while len(self._waiting) > seen and time.monotonic() < until:  # for as long as they keep coming
-                    seen = len(self._waiting)
-                    self._changed.wait_for(lambda: self._stopping, timeout=GATHER_SECONDS)
+                self._gather(time.monotonic() + GATHER_AT_MOST)
             return not self._stopping
+
+    def _gather(self, until: float) -> None:
+        """Let a batch become whole: a client that asks for many responses sends its requests one by one, then waits."""
+        while not self._stopping and not all(job.awaited for job in self._waiting):
+            left = until - time.monotonic()
+            if left <= 0 or not self._changed.wait(min(left, GATHER_SECONDS)):
+                return
 
     def _turn(self) -> None:
         self._dismiss_cancelled()
@@ -449,19 +464,19 @@ class BatchSampler:
                 torch.cat([empty, *(part.values.cpu() for part in best)]),
             )
 
-    def _streams(self, request: SampleRequest) -> Tensor:
-        """Random streams: of the seed, the prompt and the snapshot's name, and without a seed of how often that was.
+    def _identity(self, request: SampleRequest) -> tuple[object, ...]:
+        """Of random streams: the seed, the prompt and the snapshot's name, and without a seed how often that was.
 
         The prompt and the snapshot take part because Trinity sends one seed with every request of a run.
         """
         identity = (request.seed, request.weights and request.weights.name, request.prompt)
         if request.seed is not None:
-            return stream_keys(request.samples, *identity)
+            return identity
         if len(self._unseeded) >= 2**17:
             self._unseeded.clear()
         key = hashlib.blake2b(repr(identity).encode(), digest_size=16).digest()  # prompts themselves would pile up
         self._unseeded[key] += 1
-        return stream_keys(request.samples, SERVER_SEED, self._unseeded[key], *identity)
+        return SERVER_SEED, self._unseeded[key], *identity
 
     def _present(self) -> list[Job]:
         """The requests in the batch; some may have been answered just now."""

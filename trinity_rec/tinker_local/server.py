@@ -312,6 +312,28 @@ def _add_api(routes: _Routes, backend: Backend) -> None:
     served = backend.served
     get, post, put, delete = (partial(routes.add, method) for method in ("GET", "POST", "PUT", "DELETE"))
 
+    # ---- sampling, and the answers to everything: first, since routes are tried in order ----
+
+    @post("/asample")
+    def asample(body: wire.Asample) -> dict:
+        request_id = backend.sample(body)
+        # Newer SDKs want a name for each sample.
+        names = [f"{request_id}:{index}" for index in range(body.num_samples)]
+        return {"request_id": request_id, "sample_sequence_ids": names}
+
+    @post("/retrieve_future")
+    async def retrieve_future(body: wire.OfRequest) -> Response:
+        answer = await backend.answer(body.request_id, LONG_POLL_SECONDS)
+        if answer is None:
+            return JSONResponse({"type": "try_again", "request_id": body.request_id, "queue_state": "active"}, 408)
+        if isinstance(answer, bytes):
+            return Response(answer, media_type="application/x-protobuf")
+        return JSONResponse(answer)
+
+    @post("/cancel_future")
+    def cancel_future(body: wire.OfRequest) -> None:
+        backend.cancel(body.request_id)
+
     # ---- what the SDK asks before anything else ----
 
     @post("/client/config")
@@ -459,25 +481,3 @@ def _add_api(routes: _Routes, backend: Backend) -> None:
     @delete("/training_runs/{model_id}/checkpoints/{name:path}")
     def delete_checkpoint(model_id: str, name: str) -> None:
         backend.delete_checkpoint(model_id, name)
-
-    # ---- sampling, and the answers to everything ----
-
-    @post("/asample")
-    def asample(body: wire.Asample) -> dict:
-        request_id = backend.sample(body)
-        # Newer SDKs want a name for each sample.
-        names = [f"{request_id}:{index}" for index in range(body.num_samples)]
-        return {"request_id": request_id, "sample_sequence_ids": names}
-
-    @post("/retrieve_future")
-    async def retrieve_future(body: wire.OfRequest) -> Response:
-        answer = await backend.futures.answer(body.request_id, LONG_POLL_SECONDS)
-        if answer is None:
-            return JSONResponse({"type": "try_again", "request_id": body.request_id, "queue_state": "active"}, 408)
-        if isinstance(answer, bytes):
-            return Response(answer, media_type="application/x-protobuf")
-        return JSONResponse(answer)
-
-    @post("/cancel_future")
-    def cancel_future(body: wire.OfRequest) -> None:
-        backend.cancel(body.request_id)
