@@ -7,6 +7,7 @@ import math
 import time
 from functools import partial
 from queue import Queue
+from unittest.mock import Mock, call
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ pytest.importorskip("tinker", reason="the Tinker SDK needs Python 3.11")
 from trinity_rec.tinker_local import futures as futures_module
 from trinity_rec.tinker_local import logprobs as logprobs_module
 from trinity_rec.tinker_local import sampling as sampling_module
+from trinity_rec.tinker_local.connections import Packets
 from trinity_rec.tinker_local.errors import RequestError
 from trinity_rec.tinker_local.futures import Futures
 from trinity_rec.tinker_local.kv_cache import RaggedCache
@@ -526,6 +528,26 @@ def test_overwriting_needs_leave(store):
 
 
 # ---- answers ----
+
+
+def test_what_is_written_in_one_turn_is_sent_together_and_before_the_end():
+    sent = Mock(**{"is_closing.return_value": False})
+
+    async def write() -> None:
+        packets = Packets(sent, asyncio.get_running_loop())
+        packets.write(b"headers")
+        packets.write(b"body")
+        await asyncio.sleep(0)
+        packets.write(b"goodbye")
+        packets.close()
+        await asyncio.sleep(0)
+        sent.is_closing.return_value = True
+        packets.write(b"to nobody")
+        await asyncio.sleep(0)
+
+    asyncio.run(write())
+    done = [each for each in sent.mock_calls if each[0] != "is_closing"]
+    assert done == [call.writelines([b"headers", b"body"]), call.writelines([b"goodbye"]), call.close()]
 
 
 def test_answers_are_bounded_and_the_oldest_go_first(monkeypatch):

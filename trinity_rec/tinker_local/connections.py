@@ -53,7 +53,7 @@ class Connection(H11Protocol):
         self._reading_due: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(Packets(transport, self.loop))  # type: ignore[arg-type]
         if len(self.connections) > self._door.places:
             if not self._door.idle:
                 transport.write(_REFUSAL)
@@ -105,6 +105,33 @@ class Connection(H11Protocol):
         del self._door.idle[self]
         self.connections.discard(self)
         self.transport.abort()
+
+
+class Packets:
+    """A transport that sends what is written in one turn of the event loop together: an answer's headers and body in
+    one packet, which server and client handle at once.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop):
+        self._transport, self._loop = transport, loop
+        self._parts: list[bytes] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, part: bytes) -> None:
+        if not self._parts:
+            self._loop.call_soon(self._send)
+        self._parts.append(part)
+
+    def close(self) -> None:
+        self._send()
+        self._transport.close()
+
+    def _send(self) -> None:
+        parts, self._parts = self._parts, []
+        if parts and not self._transport.is_closing():
+            self._transport.writelines(parts)
 
 
 def _cancelled(timer: asyncio.TimerHandle | None) -> None:

@@ -34,8 +34,8 @@ PREFILL_TOKENS = 8192  # padded tokens in one prefill pass
 CACHE_BYTES = 4 * 2**30  # keys and values of a running batch, if all its samples run to their limits
 QUEUE_LIMIT = 8192  # requests that wait,
 QUEUE_TOKENS = 8 * 2**20  # and the tokens of their prompts
-GATHER_SECONDS = 0.016  # an idle sampler waits so long for companions of a request whose answer is not yet awaited,
-GATHER_AT_MOST = 0.06  # and for theirs
+GATHER_SECONDS = 0.03  # an idle sampler waits so long for companions of a request whose answer is not yet awaited,
+GATHER_AT_MOST = 0.1  # and for theirs
 PICK_AT_ONCE = 2048  # tokens of a vocabulary that is not cut into
 PICK_BLOCK = 256  # tokens
 SERVER_SEED = 0  # of requests without a seed
@@ -539,23 +539,22 @@ def pick(mass: Tensor, uniforms: Tensor) -> Tensor:
     """
     if mass.shape[1] <= PICK_AT_ONCE:
         exact = mass.to(uniforms.dtype)
-        return _first_above(exact, uniforms * exact.sum(-1))[0]
+        return _first_above(exact.cumsum(-1), uniforms * exact.sum(-1))
     blocks = nn.functional.pad(mass, (0, -mass.shape[1] % PICK_BLOCK)).unflatten(1, (-1, PICK_BLOCK))
     sums = blocks.sum(-1, dtype=uniforms.dtype)
-    block, before = _first_above(sums, uniforms * sums.sum(-1))
-    rows = torch.arange(len(mass), device=mass.device)
-    within, _ = _first_above(blocks[rows, block].to(uniforms.dtype), uniforms * sums.sum(-1) - before)
+    threshold, cumulated, rows = uniforms * sums.sum(-1), sums.cumsum(-1), torch.arange(len(mass), device=mass.device)
+    block = _first_above(cumulated, threshold)
+    before = (cumulated - sums)[rows, block]
+    within = _first_above(blocks[rows, block].to(uniforms.dtype).cumsum(-1), threshold - before)
     return (block * PICK_BLOCK + within).clamp_(max=mass.shape[1] - 1)  # past the end only of NaN, found out later
 
 
-def _first_above(values: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the running sum [rows, n] first exceeds the threshold [rows], and the sum before that place."""
-    cumulated = values.cumsum(-1)
+def _first_above(cumulated: Tensor, threshold: Tensor) -> Tensor:
+    """Where the running sum [rows, n] first exceeds the threshold [rows]."""
     # Rounding must not lift the threshold to the whole sum, which nothing exceeds.
     below = torch.nextafter(cumulated[:, -1], torch.zeros_like(threshold))
     place = torch.searchsorted(cumulated, torch.minimum(threshold, below)[:, None], right=True)
-    place.clamp_(max=values.shape[1] - 1)
-    return place[:, 0], (cumulated - values).gather(1, place)[:, 0]
+    return place.clamp_(max=cumulated.shape[1] - 1)[:, 0]
 
 
 def truncate(probabilities: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
