@@ -3,7 +3,6 @@
 import csv
 import json
 import shutil
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from tests.in_process import InProcess
 from trinity_rec.cli import app
 from trinity_rec.lab import grid
 from trinity_rec.lab.arena import plan
@@ -91,10 +91,8 @@ def test_ones_own_algorithm_is_judged_against_each_other_one(done):
 
 def test_a_killed_arena_goes_on_and_ends_the_same(done, tmp_path, monkeypatch):
     out, _ = done
-    pools = []
-    monkeypatch.setattr(
-        grid, "ProcessPoolExecutor", lambda *a, **k: pools.append(ProcessPoolExecutor(*a, **k)) or pools[0]
-    )
+    monkeypatch.setattr(InProcess, "started", 0)
+    monkeypatch.setattr(grid, "ProcessPoolExecutor", InProcess)
     scale = replace(TINY, lags=("on_policy",))
     begun = []
     planned = plan_of(scale, tmp_path)
@@ -110,7 +108,7 @@ def test_a_killed_arena_goes_on_and_ends_the_same(done, tmp_path, monkeypatch):
     for cell in json.loads((tmp_path / "arena.json").read_text()):
         assert {**cell, "mean_rank": 0} == {**before[cell["algorithm"]], "mean_rank": 0}
     assert len(cells) == 2
-    assert len(pools) == 1  # a process, which takes seconds to start, serves the whole call
+    assert InProcess.started == 1  # a process, which takes seconds to start, serves the whole call
 
 
 def test_calls_for_parts_add_up(done, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from tests.in_process import InProcess
 from trinity_rec.cli import app
 from trinity_rec.lab import grid
 from trinity_rec.lab.regimes import run
@@ -22,6 +23,7 @@ CONSOLE = Console(quiet=True)
 def here(tmp_path, monkeypatch):
     """REINFORCE and GRPO at one lag and two rates."""
     monkeypatch.setitem(run.LAGS_OF, "addition", ("sync_interval_4",))
+    monkeypatch.setattr(grid, "ProcessPoolExecutor", InProcess)
     return Map(
         tmp_path, ["addition"], (MAPPED["C3"],), factors=(1.0, 2.0), seeds=(2000, 2001), steps=6, evaluate_every=2
     )

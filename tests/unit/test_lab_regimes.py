@@ -178,6 +178,12 @@ def test_what_is_whole_is_judged_written_and_drawn(tmp_path):
     assert json.loads((tmp_path / "regimes.json").read_text()) == json.loads(json.dumps(rows))
     table = list(csv.DictReader((tmp_path / "regimes.csv").open()))
     assert len(table) == len(rows) and float(table[0]["low"]) == pytest.approx(rows[0]["interval"][0], rel=1e-4)
+    said = {each["claim"]: each for each in report.summary(rows)}
+    assert (said["C4"][HOLDS], said["C4"][FAILS], said["C4"]["cells"]) == (0, 2, 2)
+    assert said["C4"]["parts that hold nowhere"] == ["wide falls further offline"]
+    assert said["C2"]["holds at the lowest rate"] == "1 of 1" and said["C2"][HOLDS] == 2
+    line = "| C4 | two-digit addition | 0 of 2 | 2 of 2 | 0 of 2 | 0 of 1 | wide falls further offline |"
+    assert line in (tmp_path / "regimes.md").read_text().splitlines()
     for name in ("map", *MAPPED):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 

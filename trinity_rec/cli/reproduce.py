@@ -102,14 +102,13 @@ def _map(task: str | None, out: Path | None, workers: int | None) -> None:
     here = run.Map(out, [task] if task else list(run.LAGS_OF))
     rows = run.regimes(here, workers or os.cpu_count() or 1, stderr())
     table = Table()
-    for column in ("claim", "task", *_COLOUR):
+    for column in ("claim", "task", *_COLOUR, "holds at the lowest rate"):
         table.add_column(column)
-    for name, on in dict.fromkeys((row["claim"], row["task"]) for row in rows):
-        here = [row for row in rows if (row["claim"], row["task"]) == (name, on)]
-        cells = {(row["lag"], row["factor"]): row["claim_verdict"] for row in here}
-        table.add_row(name, on, *(f"{list(cells.values()).count(said)} of {len(cells)}" for said in _COLOUR))
+    for each in run.report.summary(rows):
+        counts = (f"{each[said]} of {each['cells']}" for said in _COLOUR)
+        table.add_row(each["claim"], each["task"], *counts, each["holds at the lowest rate"])
     print_table(table)
-    stdout().print(f"In {out}: regimes.json, regimes.csv, map.png, a figure a claim (C2.png …), curves/")
+    stdout().print(f"In {out}: regimes.json, regimes.csv, regimes.md, map.png, a figure a claim (C2.png …), curves/")
 
 
 def _print(judged: list[dict[str, Any]], out: Path) -> None:

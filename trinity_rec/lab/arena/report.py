@@ -375,10 +375,10 @@ with reward left to gain, and whose effective sample size fell below a half. A c
 <script>
 document.querySelectorAll("table.sortable").forEach(table => table.querySelectorAll("th").forEach((head, column) => {{
   const sort = () => {{
-    const body = table.tBodies[0], down = head.getAttribute("aria-sort") !== "descending";
+    const body = table.tBodies[0], key = row => row.cells[column].dataset.key, now = head.getAttribute("aria-sort");
+    const down = now ? now === "ascending" : !isNaN(key(body.rows[0]));  // first names from A, numbers from the top
     table.querySelectorAll("th").forEach(other => other.removeAttribute("aria-sort"));
     head.setAttribute("aria-sort", down ? "descending" : "ascending");
-    const key = row => row.cells[column].dataset.key;
     const order = (a, b) => isNaN(key(a)) ? key(a).localeCompare(key(b)) : key(a) - key(b);
     [...body.rows].sort((a, b) => down ? order(b, a) : order(a, b)).forEach(row => body.append(row));
   }};

@@ -1,4 +1,4 @@
-"""The map as files: JSON, CSV, one figure of all claims, and one a claim with a row for each part."""
+"""The map as files: JSON, CSV, a table in Markdown, a figure of all claims, and one a claim with a row a part."""
 
 from __future__ import annotations
 
@@ -36,10 +36,47 @@ def write(out: Path, rows: Sequence[Row]) -> None:
         for row in rows:
             values = (*(row[name] for name in numbers), *row["interval"])
             writer.writerow([f"{x:.6g}" if isinstance(x, float) else x for x in values])
+    (out / "regimes.md").write_text(summary_table(rows) + "\n", encoding="utf-8")
     if rows:
         draw_map(rows, out / "map.png")
     for name in dict.fromkeys(row["claim"] for row in rows):
         draw_claim([row for row in rows if row["claim"] == name], out / f"{name}.png")
+
+
+def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """A claim on a task: in how many cells it holds, does not and is inconclusive, of how many; the same at the lowest
+    rate alone; and the parts that do not hold anywhere."""
+    said = []
+    for claim, task in dict.fromkeys((row["claim"], row["task"]) for row in rows):
+        here = [row for row in rows if (row["claim"], row["task"]) == (claim, task)]
+        cells = {(row["lag"], row["factor"]): row["claim_verdict"] for row in here}
+        lowest = [verdict for (_, factor), verdict in cells.items() if factor == min(factor for _, factor in cells)]
+        holding = {row["part"] for row in here if row["verdict"] == HOLDS}
+        said.append(
+            {
+                "claim": claim,
+                "task": task,
+                **{verdict: list(cells.values()).count(verdict) for verdict in COLOURS},
+                "cells": len(cells),
+                "holds at the lowest rate": f"{lowest.count(HOLDS)} of {len(lowest)}",
+                "parts that hold nowhere": [
+                    part for part in dict.fromkeys(row["part"] for row in here) if part not in holding
+                ],
+            }
+        )
+    return said
+
+
+def summary_table(rows: Sequence[Row]) -> str:
+    """`summary` as Markdown."""
+    heads = ["claim", "task", *COLOURS, "at the lowest rate it holds in", "parts that hold nowhere"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for each in summary(rows):
+        counts = (f"{each[verdict]} of {each['cells']}" for verdict in COLOURS)
+        nowhere = ", ".join(each["parts that hold nowhere"])
+        cells = [each["claim"], task_named(each["task"]).title, *counts, each["holds at the lowest rate"], nowhere]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def draw_map(rows: Sequence[Row], path: Path) -> Path:

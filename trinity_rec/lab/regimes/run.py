@@ -2,7 +2,7 @@
 
 OUT/scale.json                                                 by which rules; a call with others is refused
 OUT/curves/<task>/<lag>/<variant>/<rate>/seed_<n>.csv          every run
-OUT/regimes.json, regimes.csv, map.png, C2.png ...             what is whole, from whichever call
+OUT/regimes.json, regimes.csv, regimes.md, map.png, C2.png ... what is whole, from whichever call
 """
 
 from __future__ import annotations
