@@ -82,6 +82,6 @@ def test_a_row_and_a_rule_leave_the_tests_green(tmp_path):
         "docs_tables",
         "docs_reproduction",
     )
-    names += ("paper_experiments", "objective_arguments", "objective_memory", "readme", "cli")
+    names += ("paper_experiments", "objective_arguments", "objective_memory", "readme")
     done = run("-m", "pytest", "-q", "-p", "no:cacheprovider", *(f"tests/unit/test_{name}.py" for name in names))
     assert "passed" in done

@@ -102,6 +102,7 @@ def test_a_plain_name_a_rule_of_ones_own_no_reference_pass_and_balanced(session,
     assert any(step.metrics["sample/dropped_negative"] for step in steps)
 
 
+@pytest.mark.soak
 def test_informative_refills_under_explorer_driven_sync(session, tmp_path):
     steps = run(
         session,

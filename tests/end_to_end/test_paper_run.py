@@ -134,7 +134,7 @@ def test_a_run_is_resumed_where_it_was_interrupted_and_gathered(session, tmp_pat
     assert "algorithm.optimizer.lr 0.001, not 0.002; choose another --out" in said
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(1200)
 def test_mode_bench_evaluates_the_initial_model_and_what_it_leaves_out_is_an_error(session, tmp_path, monkeypatch):
     """Trinity's `mode: bench` on Tinker: it evaluates the initial model, and cannot load a checkpoint. This is what

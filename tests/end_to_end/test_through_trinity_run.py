@@ -16,7 +16,7 @@ from trinity_rec.plot.events import find_runs, read_run
 from trinity_rec.plot.runs import PANELS
 from trinity_rec.session import trained_steps
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(600)]
 
 STEPS, ALGORITHM = 10, "rec_oneside_is"
 

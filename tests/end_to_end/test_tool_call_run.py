@@ -97,7 +97,7 @@ def make_model(folder: Path, steps: int = 200, seed: int = 0) -> Path:
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(1200)
 def test_rewards_flow_and_steps_train(tmp_path):
     model = make_model(tmp_path / "model")
