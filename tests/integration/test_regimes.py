@@ -25,7 +25,13 @@ def here(tmp_path, monkeypatch):
     monkeypatch.setitem(run.LAGS_OF, "addition", ("sync_interval_4",))
     monkeypatch.setattr(grid, "ProcessPoolExecutor", InProcess)
     return Map(
-        tmp_path, ["addition"], (MAPPED["C3"],), factors=(1.0, 2.0), seeds=(2000, 2001), steps=6, evaluate_every=2
+        tmp_path,
+        ["addition"],
+        (MAPPED["C3"],),
+        factors=(1.0, 2.0),
+        seeds=(2000, 2001),
+        steps={"addition": 6},
+        evaluate_every=2,
     )
 
 
@@ -52,8 +58,8 @@ def test_a_map_that_was_interrupted_goes_on_to_the_bit_and_refuses_other_rules(h
     assert lost.read_bytes() == before[lost][0], "the same run, to the bit"
     assert [(row["part"], row["factor"], row["verdict"]) for row in again] == said
 
-    with pytest.raises(OtherResults, match="holds runs with steps 6, these have 8: choose another --out"):
-        regimes(replace(here, steps=8), 1, CONSOLE)
+    with pytest.raises(OtherResults, match=r"runs with steps {'addition': 6}, these have .*8}: choose another"):
+        regimes(replace(here, steps={"addition": 8}), 1, CONSOLE)
     monkeypatch.setattr(run, "RULES", run.RULES + 1)
     kept = (here.out / "regimes.json").read_bytes()
     with pytest.raises(OtherResults, match=f"regime_rules {run.RULES - 1}, these have {run.RULES}"):

@@ -51,7 +51,7 @@ def test_the_cost_is_that_of_the_runs_that_are_not_there(tmp_path):
     planned = small(tmp_path)
     each_cell = 5 * len(planned.scale.tuning) + 5
     assert planned.runs_to_come() == {"addition": 2 * 3 * each_cell}
-    cost = seconds(planned.runs_to_come(), {"addition": 10.0}, planned.scale.steps, workers=2)
+    cost = seconds(planned.runs_to_come(), {"addition": 10.0}, {"addition": planned.scale.steps}, workers=2)
     assert cost == pytest.approx(6 * each_cell * planned.scale.steps / 20)
     cell = planned.cells(("addition", "offline"))[0]
     done = planned.tuning([cell]) + planned.judging({cell: 5e-4})[:3]
@@ -65,9 +65,10 @@ def test_quick_is_a_part_that_is_over_in_minutes(tmp_path):
     """At 30 steps a second and process, less than what one slow core was measured to make of addition."""
     quick = plan_of(plan.QUICK, tmp_path)
     assert set(plan.QUICK.algorithms) <= set(plan.ALGORITHMS)
-    assert seconds(quick.runs_to_come(), {"addition": 30.0}, plan.QUICK.steps, workers=2) <= 15 * 60
+    steps = {"addition": plan.QUICK.steps}
+    assert seconds(quick.runs_to_come(), {"addition": 30.0}, steps, workers=2) <= 15 * 60
     full, speeds = plan_of(plan.FULL, tmp_path), {"addition": 50.0, "word_problems": 17.0, "tool_call": 17.0}
-    assert seconds(full.runs_to_come(), speeds, plan.FULL.steps, workers=2) <= 10 * 3600
+    assert seconds(full.runs_to_come(), speeds, dict.fromkeys(speeds, plan.FULL.steps), workers=2) <= 10 * 3600
 
 
 def written(tmp_path, text, name="mine.yaml"):

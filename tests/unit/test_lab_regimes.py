@@ -143,10 +143,10 @@ def test_grpo_at_twice_the_rate_is_run_once_for_both(tmp_path):
 
 
 def test_the_map_can_be_afforded(tmp_path):
-    """At 45 and 18 steps a second and process, less than what a core was measured to make."""
-    speeds = {"addition": 45.0, "word_problems": 18.0, "tool_call": 18.0}
+    """At the steps a second and process that were measured beside other work."""
+    speeds = {"addition": 42.0, "word_problems": 12.0, "tool_call": 15.0}
     minutes = {
-        task: seconds(Map(tmp_path, [task]).runs_to_come(), speeds, rules.STEPS, workers=2) / 60 for task in speeds
+        task: seconds(Map(tmp_path, [task]).runs_to_come(), speeds, rules.STEPS_OF, workers=2) / 60 for task in speeds
     }
     assert minutes["addition"] <= 60 and minutes["word_problems"] + minutes["tool_call"] <= 180
 

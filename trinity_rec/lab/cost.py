@@ -35,14 +35,14 @@ def measured_speeds(tasks: Collection[str], evaluate_every: int, steps: int = 10
     return speeds
 
 
-def seconds(to_come: Mapping[str, int], speeds: Mapping[str, float], steps: int, workers: int) -> float:
-    """So many runs of `steps` steps of each task take about so long, given its steps a second of one process."""
-    return sum(runs * steps / speeds[task] for task, runs in to_come.items()) / workers
+def seconds(to_come: Mapping[str, int], speeds: Mapping[str, float], steps: Mapping[str, int], workers: int) -> float:
+    """So many runs of each task take about so long, given the steps of a run and the steps a second of one process."""
+    return sum(runs * steps[task] / speeds[task] for task, runs in to_come.items()) / workers
 
 
 def say_cost(
     to_come: Mapping[str, int],
-    steps: int,
+    steps: Mapping[str, int],
     evaluate_every: int,
     workers: int,
     processes: Processes,
@@ -53,10 +53,12 @@ def say_cost(
 
     Args:
         to_come: task -> runs; none of a task that has none.
+        steps: task -> those of a run.
     """
     speeds = processes.submit(measured_speeds, tuple(to_come), evaluate_every).result() if to_come else {}
     for task, speed in speeds.items():
-        console.print(f"{task}: {to_come[task]} runs of {steps} steps to come, {speed:.0f} steps a second and process")
+        runs = f"{to_come[task]} runs of {steps[task]} steps"
+        console.print(f"{task}: {runs} to come, {speed:.0f} steps a second and process")
     if speeds:
         minutes = seconds(to_come, speeds, steps, workers) / 60
         console.print(f"the {what} takes about {minutes:.0f} min in {workers} processes")

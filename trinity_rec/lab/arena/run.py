@@ -53,9 +53,9 @@ def arena(
     claim_directory(plan.out, plan.scale.marker)
     results = Results(plan)
     with Processes(workers) as processes:
-        scale, to_come = plan.scale, plan.runs_to_come()
-        speeds = say_cost(to_come, scale.steps, scale.evaluate_every, workers, processes, console, "arena")
-        spent, began = seconds(to_come, speeds, scale.steps, workers), time.monotonic()
+        steps, to_come = dict.fromkeys(plan.scale.tasks, plan.scale.steps), plan.runs_to_come()
+        speeds = say_cost(to_come, steps, plan.scale.evaluate_every, workers, processes, console, "arena")
+        spent, began = seconds(to_come, speeds, steps, workers), time.monotonic()
         for number, (task, lag) in enumerate(plan.columns, 1):
             where = f"{task}, {lag} ({number} of {len(plan.columns)})"
             here = plan.cells((task, lag))
@@ -63,7 +63,7 @@ def arena(
             rates = {cell: chosen_rate(tuned_curves(plan, cell)) for cell in here}
             run_grid(plan.judging(rates), processes, console, f"{where}, seeds")
             results.write(own)
-            left = seconds(plan.runs_to_come(), speeds, scale.steps, workers)
+            left = seconds(plan.runs_to_come(), speeds, steps, workers)
             if left and spent > left:  # by what the columns so far took
                 left *= (time.monotonic() - began) / (spent - left)
                 console.print(f"about {left / 60:.0f} min left of the arena")

@@ -1,15 +1,15 @@
 """Where the claims C2 to C8 hold: what is run, and by which rules it is judged; written before any run.
 
 `lab.claims` judges at one learning rate a task, over all lags at once. Here rate and lag are axes: each part of a claim
-is judged anew in each cell (a task, a lag, a rate), on seeds of its own and over twice the steps. The verdicts of
-`lab.claims` stay as they are.
+is judged anew in each cell (a task, a lag, a rate), on seeds of its own and over more steps (`STEPS_OF`). The verdicts
+of `lab.claims` stay as they are.
 
 - **Rates** are `FACTORS` of the one that `lab.rates` chose for the task. The small ones are the regime of the paper,
   whose 1e-6 still learns at five times that. For C5, GRPO is also run at twice and four times the highest.
-- **Lags** are those of the arena for addition, and the paper's for the others, whose runs take thrice as long.
+- **Lags** are those of the arena for addition, and the paper's for the others, whose steps take thrice as long.
 - **Speed** (`log_steps`) is the natural logarithm of the steps that it takes to a given reward, `TARGETS`: a quarter of
   the way from the model's own reward to 1. The reward is the mean of three evaluations, at the middle one, and the line
-  between two such means. A difference of logarithms is a ratio of steps.
+  between two such means; at the earliest the first such mean. A difference of logarithms is a ratio of steps.
 - A run that does not get there counts as one that does at its last step. Where more than one in five runs of a variant
   do not, its number of steps is too small, and a verdict that a larger one might overturn is inconclusive: "faster"
   does not hold for want of the slower's steps, nor hold for want of the faster's; "as fast" does not hold without both.
@@ -61,7 +61,8 @@ RULES = 1  # of all that stands here; results by other rules are never mixed wit
 
 FACTORS = (0.25, 0.5, 1.0, 2.0)
 SEEDS = (2000, 2001, 2002, 2003, 2004)  # which nothing else uses
-STEPS, EVALUATE_EVERY = 240, 10
+STEPS_OF = {"addition": 240, "word_problems": 160, "tool_call": 160}
+EVALUATE_EVERY = 5
 # In the order in which they are run.
 PAPERS = (SYNC, ON_POLICY, OFFLINE, OFFSET)
 LAGS_OF = {

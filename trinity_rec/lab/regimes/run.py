@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from trinity_rec.lab.regimes.rules import (
     MAPPED,
     RULES,
     SEEDS,
-    STEPS,
+    STEPS_OF,
     Cell,
     Run,
     judge_claim,
@@ -56,7 +56,7 @@ class Map:
     claims: Sequence[Claim] = tuple(MAPPED.values())
     factors: Sequence[float] = FACTORS
     seeds: Sequence[int] = SEEDS
-    steps: int = STEPS
+    steps: Mapping[str, int] = field(default_factory=lambda: STEPS_OF)
     evaluate_every: int = EVALUATE_EVERY
 
     @property
@@ -64,7 +64,7 @@ class Map:
         """What results must have in common to stand in one directory."""
         return {
             "regime_rules": RULES,
-            "steps": self.steps,
+            "steps": dict(self.steps),
             "evaluate_every": self.evaluate_every,
             "factors": list(self.factors),
             "seeds": list(self.seeds),
@@ -98,10 +98,10 @@ class Map:
                         VARIANTS[run[0]],
                         seed,
                         run[1] * TASKS[task].rate,
-                        self.steps,
+                        self.steps[task],
                         evaluate_every=self.evaluate_every,
                     )
-                    jobs[path] = Job(partial(train, experiment), path, self.steps)
+                    jobs[path] = Job(partial(train, experiment), path, self.steps[task])
         return list(jobs.values())
 
     def runs_to_come(self) -> dict[str, int]:
