@@ -379,11 +379,14 @@ def weights(value: float) -> dict[str, torch.Tensor]:
         "tinker://a/weights/.hidden",
         "tinker://a/weights/x\x00",
         "tinker://a/weights/" + "x" * 201,
+        "tinker://a/" + "\x00" * 5000 + "/x",
+        "\U000e0001" * 5000,
     ],
 )
-def test_a_path_stays_inside_the_root(uri):
-    with pytest.raises(RequestError):
+def test_a_path_stays_inside_the_root_and_else_gets_a_short_reason(uri):
+    with pytest.raises(RequestError) as refused:
         SnapshotPath.parse(uri)
+    assert len(refused.value.reason) < 1000
 
 
 def test_a_link_out_of_the_root_is_not_followed(store, tmp_path):

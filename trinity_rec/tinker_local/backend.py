@@ -206,7 +206,7 @@ class Backend:
 
     def sampling_session(self, identifier: str) -> SamplingSession:
         if identifier not in self._sampling:
-            raise RequestError(f"no such sampling session: {identifier}", 404)
+            raise RequestError(f"no such sampling session: {identifier[:200]!r}", 404)
         return self._sampling[identifier]
 
     def in_use(self) -> set[SnapshotPath]:

@@ -51,7 +51,7 @@ class SnapshotPath:
 
     def __post_init__(self) -> None:
         if self.kind not in (SAMPLER, CHECKPOINT):
-            raise RequestError(f"unknown kind of weights: {self.kind!r}")
+            raise RequestError(f"unknown kind of weights: {self.kind[:80]!r}")
         for part in (self.run, self.name):
             if not is_name(part):
                 raise RequestError(f"not a valid name for weights: {part[:80]!r}")
