@@ -2,8 +2,8 @@
 
 Processes are killed by SIGKILL, in turn and in random order, on one Ray cluster that goes on: the two that hold weights
 in `make test`, all four in `make soak`. Each resumed run must say which part died, go on from the last checkpoint, and
-repeat the unbroken run's rewards step by step: it would not if it read other problems, sampled with other weights or had
-lost the optimizer's state. Seeds are printed.
+repeat the unbroken run's rewards step by step: it would not if it read other problems, sampled with other weights or
+had lost the optimizer's state. Seeds are printed.
 """
 
 from __future__ import annotations

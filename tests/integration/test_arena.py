@@ -1,8 +1,10 @@
 """`trinity-rec arena` end to end at a scale of seconds: what it writes, that it goes on, and what it refuses."""
 
 import csv
+import html
 import json
 import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,6 +68,35 @@ def test_the_page_needs_nothing_else_and_the_figures_are_there(done):
     assert "http" not in page and page.count("data:image/png;base64,") == 2 + 2
     for name in ("heat_map.png", "robustness.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
+
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CLICKS = """<script>
+const found = [...document.querySelectorAll("table.sortable th")].flatMap((head, column) => [1, 2].map(() => {
+  head.click();
+  const keys = [...document.querySelectorAll("table.sortable tbody tr")].map(row => row.cells[column].dataset.key);
+  return [head.textContent, head.getAttribute("aria-sort"), keys];
+}));
+document.body.innerHTML = "";
+document.body.textContent = JSON.stringify(found);
+</script>"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs a browser: chromium")
+def test_a_click_on_a_head_sorts_the_page_and_another_turns_it_round(done, tmp_path):
+    out, _ = done
+    page = tmp_path / "page.html"
+    page.write_text((out / "index.html").read_text() + CLICKS)
+    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}", "--dump-dom"]
+    dom = subprocess.run([BROWSER, *options, page.as_uri()], capture_output=True, text=True, timeout=120).stdout
+    sorts = json.loads(html.unescape(dom[dom.index("[[") : dom.rindex("]]") + 2]))
+    assert len(sorts) == 2 * 13
+    for (head, first, up), (_, second, down) in zip(sorts[::2], sorts[1::2], strict=True):
+        names = head in ("algorithm", "task", "lag")
+        assert (first, second) == (("ascending", "descending") if names else ("descending", "ascending"))
+        as_read = str.casefold if names else float
+        assert [as_read(key) for key in up] == sorted(map(as_read, up), reverse=not names), head
+        assert [as_read(key) for key in down] == sorted(map(as_read, down), reverse=names), head
 
 
 def test_what_the_field_disagrees_on_is_answered_or_said_not_to_be_measured(done):

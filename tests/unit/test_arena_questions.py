@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from trinity_rec.lab.arena import questions
+from trinity_rec.lab.arena import questions, report
 from trinity_rec.lab.arena.plan import COLLAPSE, LEAST_SAMPLE_SIZE
 from trinity_rec.lab.arena.questions import BEYOND, MARGIN, QUESTIONS, answers, contrasted, counts, foretold
 from trinity_rec.presets import PRESETS
@@ -146,3 +146,23 @@ def test_all_four_are_answered_or_said_not_to_be_measured():
     assert [each["question"] for each in said] == ["clipping", "importance_sampling", "ratio", "sample_size"]
     rows = [row for each in said for row in each.get("contrasts", each.get("lags"))]
     assert {row["verdict"] for row in rows} == {"not measured"}
+
+
+def test_the_page_shows_what_was_measured_with_a_figure_and_what_was_not_in_words(tmp_path):
+    judged = {
+        ("addition", "offline", "rec_reinforce"): ending(0.3),
+        ("addition", "offline", "rec_oneside_nois"): ending(0.7),
+    }
+    runs = {cell: [curve(FALLEN, [2]), curve(HEALTHY), *curves] for cell, curves in judged.items()}
+    clipping, sampling, ratio, size = (report.section(each, tmp_path) for each in answers(judged, runs))
+    row = (
+        "<td>REINFORCE less REC-OneSide-NoIS</td><td>offline</td><td>-0.400</td>"
+        "<td>-0.400 to -0.400</td><td>worse</td><td>needed</td><td>1</td>"
+    )
+    assert row in clipping and "<td>not measured</td>" in clipping
+    assert "<td>offline</td><td>1.000 (1.000 to 1.000)</td><td>0.000 (0.000 to 0.000)</td>" in size
+    assert "<td>foretells</td>" in size and "30.000 (30.000 to 30.000)" in size
+    assert "Not measured" in sampling and "Not measured" in ratio and "<img" not in sampling + ratio
+    for shown, name in ((clipping, "clipping"), (size, "sample_size")):
+        assert "data:image/png;base64," in shown and (tmp_path / f"question_{name}.png").exists()
+    assert len(list(tmp_path.iterdir())) == 2
