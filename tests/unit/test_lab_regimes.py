@@ -80,7 +80,8 @@ def test_speed_is_judged_by_steps_and_what_was_not_reached_decides_nothing(part,
 def test_one_run_in_five_that_is_late_does_not_make_a_part_undecided_and_two_do():
     slow, fast = seeds(150), seeds(60)
     late = [rising(1000)]
-    assert judge_part_at(FAST, "addition", {"a": slow[:4] + late, "b": fast}).verdict == FAILS
+    assert judge_part_at(FAST, "addition", {"a": slow, "b": fast[:4] + late}).verdict == FAILS
+    assert judge_part_at(FAST, "addition", {"a": slow, "b": seeds(40)[:3] + late * 2}).verdict == OPEN
     two_late = judge_part_at(FAST, "addition", {"a": seeds(40), "b": fast[:3] + late * 2})
     assert two_late.verdict == HOLDS  # more steps of the slower one only add to it
     assert judge_part_at(FAST, "addition", {"a": seeds(40)[:3] + late * 2, "b": seeds(239)}).verdict == OPEN

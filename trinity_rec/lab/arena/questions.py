@@ -190,7 +190,7 @@ def counts(curves: Sequence[Curve]) -> np.ndarray:
 
 def sample_size(runs: Mapping[Cell, Sequence[Curve]]) -> dict[str, Any]:
     """Hit rate, false alarms and lead at each lag but on-policy and over all of these."""
-    of_cell = {cell: counts(curves) for cell, curves in runs.items() if cell[1] != ON_POLICY}
+    of_cell = {cell: counts(curves) for cell, curves in runs.items()}
     rows = []
     for where, lags in WHERE.items():
         if where != ON_POLICY:
