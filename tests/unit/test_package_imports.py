@@ -28,14 +28,19 @@ def imported(path):
             yield node.module.split(".")[0]
 
 
+@pytest.fixture(scope="module")
+def providers():
+    """Module -> the distributions that bring it; to look for them takes a second."""
+    return importlib.metadata.packages_distributions()
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_import_is_declared(path):
+def test_every_import_is_declared(path, providers):
     declared = {
         canonical(re.match(r"[\w.-]+", line).group())
         for line in importlib.metadata.requires("trinity-rec")
         if not re.search(r"extra == .(dev|lab|smollm2).", line)
     }
-    providers = importlib.metadata.packages_distributions()
     modules = set(imported(path)) - sys.stdlib_module_names - {"trinity_rec"} - LOADED_BY.get(path.name, set())
     undeclared = {name for name in modules if not declared & {canonical(dist) for dist in providers.get(name, [name])}}
     assert undeclared == set()
