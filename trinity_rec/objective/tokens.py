@@ -95,9 +95,9 @@ class Tokens:
     @property
     def smallest_log_ratio_before(self) -> Tensor:
         """The smallest log rho before each token of its response, 0 before the first, [rows, response]."""
-        # Padding inside a response must not count as a ratio of 1; before the first token that counts there is none.
-        ratios = self.log_ratio.where(self.mask > 0, torch.inf)
-        before = torch.cat([ratios.new_full((len(ratios), 1), torch.inf), ratios], -1)[:, :-1]
+        before = torch.full_like(self.log_ratio, torch.inf)  # before the first token that counts there is none
+        # Padding inside a response must not count as a ratio of 1.
+        before[:, 1:] = self.log_ratio[:, :-1].where(self.mask[:, :-1] > 0, torch.inf)
         return before.cummin(-1).values.nan_to_num_(posinf=0.0)
 
 
