@@ -40,26 +40,42 @@ def seconds(to_come: Mapping[str, int], speeds: Mapping[str, float], steps: Mapp
     return sum(runs * steps[task] / speeds[task] for task, runs in to_come.items()) / workers
 
 
-def say_cost(
-    to_come: Mapping[str, int],
-    steps: Mapping[str, int],
-    evaluate_every: int,
-    workers: int,
-    processes: Processes,
-    console: Console,
-    what: str,
-) -> dict[str, float]:
-    """Print what is to come and how long it takes; the steps a second of a task, as measured in one of the processes.
+class TimeLeft:
+    """Says what a call costs, from a rate measured in one of the processes, and after some of its runs what is left.
 
     Args:
         to_come: task -> runs; none of a task that has none.
         steps: task -> those of a run.
+        what: that takes so long.
     """
-    speeds = processes.submit(measured_speeds, tuple(to_come), evaluate_every).result() if to_come else {}
-    for task, speed in speeds.items():
-        runs = f"{to_come[task]} runs of {steps[task]} steps"
-        console.print(f"{task}: {runs} to come, {speed:.0f} steps a second and process")
-    if speeds:
-        minutes = seconds(to_come, speeds, steps, workers) / 60
-        console.print(f"the {what} takes about {minutes:.0f} min in {workers} processes")
-    return speeds
+
+    def __init__(
+        self,
+        to_come: Mapping[str, int],
+        steps: Mapping[str, int],
+        evaluate_every: int,
+        workers: int,
+        processes: Processes,
+        console: Console,
+        what: str,
+    ) -> None:
+        self._steps, self._workers, self._console, self._what = steps, workers, console, what
+        self._speeds: dict[str, float] = {}
+        if to_come:
+            self._speeds = processes.submit(measured_speeds, tuple(to_come), evaluate_every).result()
+        for task, speed in self._speeds.items():
+            runs = f"{to_come[task]} runs of {steps[task]} steps"
+            console.print(f"{task}: {runs} to come, {speed:.0f} steps a second and process")
+        self._whole, self._began = self._seconds(to_come), time.monotonic()
+        if to_come:
+            console.print(f"the {what} takes about {self._whole / 60:.0f} min in {workers} processes")
+
+    def say(self, to_come: Mapping[str, int]) -> None:
+        """What is left, by the time that the runs so far took."""
+        left = self._seconds(to_come)
+        if left and self._whole > left:
+            left *= (time.monotonic() - self._began) / (self._whole - left)
+            self._console.print(f"about {left / 60:.0f} min left of the {self._what}")
+
+    def _seconds(self, to_come: Mapping[str, int]) -> float:
+        return seconds(to_come, self._speeds, self._steps, self._workers)

@@ -11,6 +11,11 @@ RESAMPLES = 10_000
 LAST = 3  # evaluations that make up the end of a curve
 
 
+def running_means(curve: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The mean reward of each `LAST` evaluations in a row; the first has its middle at the evaluation `LAST // 2`."""
+    return np.convolve(curve["reward"], np.ones(LAST) / LAST, mode="valid")
+
+
 def final(curve: Mapping[str, np.ndarray]) -> float:
     """The reward at the end: mean of the last evaluations."""
     return float(curve["reward"][-LAST:].mean())
@@ -29,7 +34,7 @@ def first_half(curve: Mapping[str, np.ndarray]) -> float:
 
 def fall(curve: Mapping[str, np.ndarray]) -> float:
     """How far the reward ends below its own best: the highest mean of `LAST` evaluations less the last one."""
-    means = np.convolve(curve["reward"], np.ones(LAST) / LAST, mode="valid")
+    means = running_means(curve)
     return float(means.max() - means[-1])
 
 
@@ -47,8 +52,7 @@ def steps_to(curve: Mapping[str, np.ndarray], target: float) -> float:
     """The training steps to a mean of `LAST` evaluations of `target`, counted to the middle one; between two means the
     reward is a line. Infinite where it is not reached.
     """
-    means = np.convolve(curve["reward"], np.ones(LAST) / LAST, mode="valid")
-    steps = curve["step"][LAST // 2 :]
+    means, steps = running_means(curve), curve["step"][LAST // 2 :]
     reached = np.flatnonzero(means >= target)
     if not len(reached):
         return float("inf")

@@ -26,6 +26,7 @@ class Tokens:
         rows: which responses of the batch these are.
         mask: 1 on the tokens that count, 0 on padding, [rows, response].
         logprob: log pi_theta of the sampled tokens, [rows, response].
+        raw_logprob: the same with what the batch holds on padding, for what is masked later, [rows, response].
         old_logprob: log mu of the same tokens, mu being the policy that sampled them, [rows, response].
         log_ratio: log rho = log pi_theta - log mu, [rows, response].
         count: |y|, the tokens that count in the loss, [rows, 1].
@@ -41,7 +42,7 @@ class Tokens:
         self.mask = exact(mask.view(torch.int8))
         self.raw_logprob, self._old_logprob = exact(logprob), exact(old_logprob)
         self.log_ratio = (self.raw_logprob - self._old_logprob).mul_(self.mask)
-        self._advantages = advantages
+        self._advantages, self._exact = advantages, exact
         self.count = total(self.mask)
 
     @cached_property
@@ -52,7 +53,7 @@ class Tokens:
     @cached_property
     def advantages(self) -> Tensor:
         """A, [rows, response]."""
-        return self._advantages.to(self.mask.dtype) * self.mask
+        return self._exact(self._advantages) * self.mask
 
     @cached_property
     def logprob(self) -> Tensor:

@@ -29,9 +29,9 @@ from typing import Any
 
 import numpy as np
 
-from trinity_rec.lab.arena.plan import COLLAPSE, LEAST_SAMPLE_SIZE, Cell
-from trinity_rec.lab.arena.score import BETTER, UNDECIDED, WORSE, Curve, collapsed, estimate
-from trinity_rec.lab.statistics import LAST, RESAMPLES, final
+from trinity_rec.lab.arena.plan import COLLAPSE, Cell
+from trinity_rec.lab.arena.score import BETTER, UNDECIDED, WORSE, Curve, alarm, collapsed, estimate
+from trinity_rec.lab.statistics import LAST, RESAMPLES, final, running_means
 from trinity_rec.variants import LAGS
 
 MARGIN = 0.02  # of the final reward: what nobody would change an algorithm for
@@ -160,17 +160,11 @@ def said_of(low: float, high: float) -> str:
     return ALIKE if low > -MARGIN and high < MARGIN else UNDECIDED
 
 
-def alarm(curve: Curve) -> float | None:
-    """The step at which the effective sample size was seen below the gate for the first time; None if never."""
-    below = np.flatnonzero(curve["effective_sample_size"][1:] < LEAST_SAMPLE_SIZE)
-    return float(curve["step"][1:][below[0]]) if len(below) else None
-
-
 def collapse(curve: Curve) -> float | None:
     """The step from which on the reward stays `COLLAPSE` below its best; None if it ends above that."""
     if not collapsed(curve):
         return None
-    means = np.convolve(curve["reward"], np.ones(LAST) / LAST, mode="valid")
+    means = running_means(curve)
     above = np.flatnonzero(means.max() - means < COLLAPSE)
     return float(curve["step"][LAST // 2 :][above[-1] + 1])
 

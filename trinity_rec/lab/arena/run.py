@@ -9,7 +9,6 @@ OUT/own.json                                                     one's own algor
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from trinity_rec.lab.arena.own import digest
 from trinity_rec.lab.arena.plan import Cell, Plan, Scale
 from trinity_rec.lab.arena.questions import answers
 from trinity_rec.lab.arena.score import Curve, chosen_rate, compared, mean_ranks, score
-from trinity_rec.lab.cost import say_cost, seconds
+from trinity_rec.lab.cost import TimeLeft
 from trinity_rec.lab.grid import Processes, read_rows, run_grid
 from trinity_rec.lab.reproduce import claim_directory
 from trinity_rec.presets import PRESETS
@@ -53,9 +52,10 @@ def arena(
     claim_directory(plan.out, plan.scale.marker)
     results = Results(plan)
     with Processes(workers) as processes:
-        steps, to_come = dict.fromkeys(plan.scale.tasks, plan.scale.steps), plan.runs_to_come()
-        speeds = say_cost(to_come, steps, plan.scale.evaluate_every, workers, processes, console, "arena")
-        spent, began = seconds(to_come, speeds, steps, workers), time.monotonic()
+        steps = dict.fromkeys(plan.scale.tasks, plan.scale.steps)
+        time_left = TimeLeft(
+            plan.runs_to_come(), steps, plan.scale.evaluate_every, workers, processes, console, "arena"
+        )
         for number, (task, lag) in enumerate(plan.columns, 1):
             where = f"{task}, {lag} ({number} of {len(plan.columns)})"
             here = plan.cells((task, lag))
@@ -63,10 +63,7 @@ def arena(
             rates = {cell: chosen_rate(tuned_curves(plan, cell)) for cell in here}
             run_grid(plan.judging(rates), processes, console, f"{where}, seeds")
             results.write(own)
-            left = seconds(plan.runs_to_come(), speeds, steps, workers)
-            if left and spent > left:  # by what the columns so far took
-                left *= (time.monotonic() - began) / (spent - left)
-                console.print(f"about {left / 60:.0f} min left of the arena")
+            time_left.say(plan.runs_to_come())
     asked = {cell for column in plan.columns for cell in plan.cells(column)}
     return [cell for cell in results.cells if cell_of(cell) in asked], results.beside
 

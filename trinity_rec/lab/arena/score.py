@@ -42,7 +42,13 @@ def stopped_exploring(curve: Curve) -> bool:
 
 def lost_its_samples(curve: Curve) -> bool:
     """The effective sample size was below `LEAST_SAMPLE_SIZE` of the batch at some time."""
-    return bool(np.nanmin(curve["effective_sample_size"][1:]) < LEAST_SAMPLE_SIZE)
+    return alarm(curve) is not None
+
+
+def alarm(curve: Curve) -> float | None:
+    """The step at which the effective sample size was seen below the gate for the first time; None if never."""
+    below = np.flatnonzero(curve["effective_sample_size"][1:] < LEAST_SAMPLE_SIZE)
+    return float(curve["step"][1:][below[0]]) if len(below) else None
 
 
 def estimate(values: Sequence[float]) -> Estimate:

@@ -25,13 +25,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 
 from trinity_rec.lab.claims import (
     ALIKE,
+    CLAIMS,
     COLLAPSE,
     FAILS,
     GRPO,
@@ -98,40 +99,34 @@ def _near(name: str, title: str, other: str, other_title: str) -> tuple[Part, ..
     )
 
 
+def _mapped(name: str, parts: tuple[Part, ...], **other: str) -> Claim:
+    """A claim of `lab.claims`, judged by these parts; its statement too where they say something else."""
+    return replace(CLAIMS[name], parts=parts, **other)
+
+
 MAPPED = {
     claim.name: claim
     for claim in (
-        Claim(
+        _mapped(
             "C2",
-            "with clipping, importance sampling makes no difference",
-            "With clipping, importance sampling makes no difference: REC-OneSide-IS and REC-OneSide-NoIS train alike, "
-            "and like GRPO.",
             (*_near(NARROW, "NoIS", IS, "IS"), *_near(NARROW, "NoIS", GRPO, "GRPO")),
         ),
-        Claim(
+        _mapped(
             "C3",
-            "without clipping, REINFORCE collapses off-policy",
-            "Without clipping, vanilla REINFORCE collapses on off-policy data.",
             (
                 Part("REINFORCE falls from its best", "fall", {REINFORCE: 1}, BEHIND, COLLAPSE),
                 Part("REINFORCE ends below GRPO", "final", {GRPO: 1, REINFORCE: -1}, BEHIND, COLLAPSE),
             ),
         ),
-        Claim(
+        _mapped(
             "C4",
-            "a wider clip range learns faster online, less steadily offline",
-            "Without importance sampling a wider clip range (0.6, 2.0) learns faster than (0.2, 0.2) online; offline "
-            "it trades stability for speed.",
             (
                 Part("wide learns faster", LOG_STEPS, {NARROW: 1, WIDE: -1}, BEHIND, FASTER),
                 Part("wide falls further offline", "fall", {WIDE: 1, NARROW: -1}, (OFFLINE,), MORE),
             ),
         ),
-        Claim(
+        _mapped(
             "C5",
-            "the wide range is no larger learning rate in disguise",
-            "The gain of the wide range is not that of a larger learning rate: GRPO at up to four times the rate stays "
-            "below it.",
             tuple(
                 part
                 for factor in (1, 2, 4)
@@ -141,11 +136,11 @@ MAPPED = {
                     Part(f"wide earns more than GRPO at {factor}x", "mean_reward", {WIDE: 1, grpo: -1}, BEHIND, MORE),
                 )
             ),
+            statement="The gain of the wide range is not that of a larger learning rate: GRPO at up to four times the "
+            "rate stays below it.",
         ),
-        Claim(
+        _mapped(
             "C6",
-            "ring: most of the speed, more of the stability",
-            "Ring clipping keeps most of the speed of the wide range and more of the stability of the narrow one.",
             (
                 Part("wide learns faster than narrow", LOG_STEPS, {NARROW: 1, WIDE: -1}, BEHIND, FASTER),
                 Part(
@@ -154,16 +149,13 @@ MAPPED = {
                 Part("ring falls less than wide", "fall", {WIDE: 1, RING: -1}, BEHIND, MORE),
             ),
         ),
-        Claim(
+        _mapped(
             "C7",
-            "RED-Drop and RED-Weight beat GRPO",
-            "RED-Drop and RED-Weight beat GRPO, with smoother curves and a KL no larger.",
             (*_red_against_grpo("red_drop", "RED-Drop"), *_red_against_grpo("red_weight", "RED-Weight")),
+            statement="RED-Drop and RED-Weight beat GRPO, with smoother curves and a KL no larger.",
         ),
-        Claim(
+        _mapped(
             "C8",
-            "OPMD and AsymRE are regularised REINFORCE",
-            "OPMD and AsymRE behave as regularised REINFORCE: close to REC-OneSide-NoIS with the wide range.",
             (*_near("rep_opmd", "OPMD", WIDE, "wide"), *_near("rep_asymre", "AsymRE", WIDE, "wide")),
         ),
     )

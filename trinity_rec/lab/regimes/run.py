@@ -7,7 +7,6 @@ OUT/regimes.json, regimes.csv, regimes.md, map.png, C2.png ... what is whole, fr
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from trinity_rec.lab.claims import Claim, Curve
-from trinity_rec.lab.cost import say_cost, seconds
+from trinity_rec.lab.cost import TimeLeft
 from trinity_rec.lab.grid import Job, Processes, read_rows, run_grid
 from trinity_rec.lab.regimes import report
 from trinity_rec.lab.regimes.rules import (
@@ -170,16 +169,11 @@ def regimes(here: Map, workers: int, console: Console) -> list[dict[str, Any]]:
     claim_directory(here.out, here.marker)
     rows: list[dict[str, Any]] = []
     with Processes(workers) as processes:
-        to_come = here.runs_to_come()
-        speeds = say_cost(to_come, here.steps, here.evaluate_every, workers, processes, console, "map")
-        spent, began = seconds(to_come, speeds, here.steps, workers), time.monotonic()
+        time_left = TimeLeft(here.runs_to_come(), here.steps, here.evaluate_every, workers, processes, console, "map")
         for number, column in enumerate(here.columns, 1):
             what = f"{', '.join(column)} ({number} of {len(here.columns)})"
             run_grid(here.jobs(column), processes, console, what)
             rows = here.judged()
             report.write(here.out, rows)
-            left = seconds(here.runs_to_come(), speeds, here.steps, workers)
-            if left and spent > left:  # by what the columns so far took
-                left *= (time.monotonic() - began) / (spent - left)
-                console.print(f"about {left / 60:.0f} min left of the map")
+            time_left.say(here.runs_to_come())
     return rows
