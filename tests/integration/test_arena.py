@@ -118,6 +118,15 @@ def test_ones_own_algorithm_is_judged_against_each_other_one(done):
     for lag in TINY.lags:
         assert f"addition, {lag}: yours is" in output
     assert "the arena takes about" in output
+    best = [each for each in beside if each["is_best"]]
+    assert [each["lag"] for each in best] == list(TINY.lags)
+    cells = {(c["lag"], c["algorithm"]): c for c in json.loads((out / "arena.json").read_text())}
+    for each in best:
+        finals = [cells[each["lag"], name]["final"] for name in TINY.algorithms]
+        assert cells[each["lag"], each["algorithm"]]["final"] == max(finals)
+        assert each["robustness"]["own"] == cells[each["lag"], "soft"]["robustness"]
+    said = "Against the best preset of each task and lag it is at worst"
+    assert said in " ".join(output.split()) and said in (out / "index.html").read_text()
 
 
 def test_a_killed_arena_goes_on_and_ends_the_same(done, tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from trinity_rec.lab.arena import score as scores
-from trinity_rec.lab.arena.plan import COLLAPSE, LEAST_ENTROPY, LEAST_SAMPLE_SIZE
+from trinity_rec.lab.arena.plan import ALLOWANCE, COLLAPSE, LEAST_ENTROPY, LEAST_SAMPLE_SIZE
 
 
 def curve(*reward, entropy=1.0, size=1.0):
@@ -113,3 +113,27 @@ def test_the_difference_is_paired_by_seed(lead, verdict):
     found = scores.compared(own, other)
     assert found["verdict"] == verdict and found["difference"] == pytest.approx(np.mean(lead), abs=1e-12)
     assert found["interval"][0] <= found["difference"] <= found["interval"][1]
+
+
+def beside(difference, own, other, is_best=True):
+    return {
+        "task": "addition",
+        "lag": "offline",
+        "algorithm": "off_tis",
+        "difference": difference,
+        "is_best": is_best,
+        "robustness": {"own": own, "other": other},
+    }
+
+
+def test_ones_own_succeeds_where_it_is_nowhere_far_below_the_best_and_more_robust():
+    here = beside(0.1, 0.2, 0.2)
+    assert scores.success([here, beside(-ALLOWANCE, 0.6, 0.4)])["succeeds"]
+    assert not scores.success([here, beside(-ALLOWANCE - 1e-3, 0.6, 0.4)])["succeeds"]
+    assert not scores.success([here, beside(0.0, 0.4, 0.4)])["succeeds"]  # as robust is not enough
+    others = beside(-0.5, 0.0, 1.0, is_best=False)  # who is not the best does not count
+    found = scores.success([here, others, beside(-0.01, 0.6, 0.4)])
+    assert found["worst"]["difference"] == -0.01 and found["succeeds"]
+    assert found["robustness"] == {"own": pytest.approx(0.4), "other": pytest.approx(0.3)}
+    assert scores.success([others]) is None
+    assert "at worst -0.010 (addition, offline, off_tis" in scores.said_of(found)

@@ -110,7 +110,7 @@ class Results:
         for scored in self.cells:
             scored["mean_rank"] = places[scored["algorithm"]]
         curves = {cell: self._curves[cell] for cell in there}
-        self.beside = against(own, curves) if own else []
+        self.beside = against(own, self._scored, curves) if own else []
         variants = {
             name: plan.variants.get(name) or VARIANTS[name] for name in dict.fromkeys(cell[2] for cell in there)
         }
@@ -118,10 +118,24 @@ class Results:
         report.write(plan.out, self.cells, curves, variants, self.beside, answers(curves, runs))
 
 
-def against(own: str, curves: dict[Cell, list[Curve]]) -> list[dict[str, Any]]:
+def against(
+    own: str, scored: Mapping[Cell, Mapping[str, Any]], curves: Mapping[Cell, list[Curve]]
+) -> list[dict[str, Any]]:
     """One's own algorithm against each other one in each column that it is in."""
-    return [
-        {"task": task, "lag": lag, "algorithm": name, **compared(curves[task, lag, own], other)}
-        for (task, lag, name), other in curves.items()
-        if name != own and (task, lag, own) in curves
-    ]
+    beside = []
+    for mine in [cell for cell in curves if cell[2] == own]:
+        others = [cell for cell in curves if cell[:2] == mine[:2] and cell != mine]
+        ends = {cell: scored[cell]["final"] for cell in others if cell[2] in PRESETS}
+        best = max(ends, key=lambda cell: ends[cell], default=None)
+        beside += [
+            {
+                "task": cell[0],
+                "lag": cell[1],
+                "algorithm": cell[2],
+                **compared(curves[mine], curves[cell]),
+                "is_best": cell == best,
+                "robustness": {"own": scored[mine]["robustness"], "other": scored[cell]["robustness"]},
+            }
+            for cell in others
+        ]
+    return beside

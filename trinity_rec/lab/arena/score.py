@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from trinity_rec.lab.arena.plan import COLLAPSE, ENOUGH_REWARD, KEPT, LEAST_ENTROPY, LEAST_SAMPLE_SIZE
+from trinity_rec.lab.arena.plan import ALLOWANCE, COLLAPSE, ENOUGH_REWARD, KEPT, LEAST_ENTROPY, LEAST_SAMPLE_SIZE
 from trinity_rec.lab.statistics import LAST, Estimate, fall, final, mean_reward, resampled_means
 
 Curve = Mapping[str, np.ndarray]
@@ -111,3 +111,34 @@ def compared(own: Sequence[Curve], other: Sequence[Curve]) -> dict[str, Any]:
     difference = estimate([final(a) - final(b) for a, b in zip(own, other, strict=True)])
     said = BETTER if difference.low > 0 else WORSE if difference.high < 0 else UNDECIDED
     return {"difference": difference.effect, "interval": [difference.low, difference.high], "verdict": said}
+
+
+def said_of(found: Mapping[str, Any]) -> str:
+    """What `success` found, as a sentence."""
+    worst, robustness = found["worst"], found["robustness"]
+    return (
+        f"Against the best preset of each task and lag it is at worst {worst['difference']:+.3f} ({worst['task']}, "
+        f"{worst['lag']}, {worst['algorithm']}; {-ALLOWANCE:+.2f} is allowed), its robustness {robustness['own']:.2f} "
+        f"to their {robustness['other']:.2f}: it {'could' if found['succeeds'] else 'does not'} take their place."
+    )
+
+
+def success(beside: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Whether one's own algorithm could take the place of all presets, by the rule at `plan.ALLOWANCE`.
+
+    The best preset of a task and lag is chosen by the seeds that it is then compared on, which favours it.
+
+    Args:
+        beside: the objects of `own.json`.
+
+    Returns:
+        `worst`, the comparison with a best preset that it stands worst in, `robustness` of its own and of the best
+        presets, means over tasks and lags, and `succeeds`; None where there is nothing to compare with.
+    """
+    best = [each for each in beside if each["is_best"]]
+    if not best:
+        return None
+    worst = min(best, key=lambda each: each["difference"])
+    robustness = {key: float(np.mean([each["robustness"][key] for each in best])) for key in ("own", "other")}
+    succeeds = worst["difference"] >= -ALLOWANCE and robustness["own"] > robustness["other"]
+    return {"worst": worst, "robustness": robustness, "succeeds": succeeds}
