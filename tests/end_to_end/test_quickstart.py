@@ -42,6 +42,8 @@ def test_a_quickstart_trains_and_reports(tmp_path):
     assert all(0 <= reward <= 1 for reward in summary["reward_by_step"])
     assert 0.2 < summary["accuracy_before"] < 0.45
     assert 0 < summary["seconds"] < 280
+    assert 0 < summary["seconds_a_step"] < summary["seconds"] / 3 and summary["tokens_a_second"] > 1
+    assert 0.5 < summary["memory_gib"] < 8
     assert (out / "reward.png").stat().st_size > 10_000
     assert list(out.glob("trinity/**/log/trainer.log")) and list(out.glob("trinity/**/log/explorer.log"))
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from matplotlib.image import imread
@@ -21,6 +22,9 @@ SUMMARY = Summary(
     greedy_after=0.875,
     reward_by_step=[0.2, 0.4, 0.9],
     seconds=12.5,
+    seconds_a_step=1.25,
+    tokens_a_second=640.0,
+    memory_gib=3.5,
     answers=[{"question": "What is 7 * 8?", "answer": "56", "before": "To find\nout [bold]", "after": "56"}],
 )
 
@@ -39,6 +43,15 @@ def test_the_table_says_what_was_gained_and_where_it_lies():
     assert "25.0% → 75.0% (+50.0 points)" in text.getvalue()
     assert "50.0% → 87.5%" in text.getvalue()
     assert "runs/x/reward.png" in text.getvalue()
+    assert "640" in text.getvalue() and "3.5 GiB" in text.getvalue()
+
+
+def test_what_a_single_step_cannot_tell_is_null(tmp_path):
+    nan = float("nan")
+    replace(SUMMARY, seconds_a_step=nan, tokens_a_second=nan).write(tmp_path / "summary.json")
+    written = json.loads((tmp_path / "summary.json").read_text())
+    assert written["seconds_a_step"] is None and written["tokens_a_second"] is None
+    assert written["reward_by_step"] == SUMMARY.reward_by_step
 
 
 def test_answers_stand_side_by_side_on_a_line_each():

@@ -36,6 +36,7 @@ def test_a_quickstart_trains_by_vllm_and_verl_and_is_benched(tmp_path):
     summary = json.loads((out / "summary.json").read_text())
     assert (summary["algorithm"], summary["backend"], summary["steps"]) == ("rec_oneside_nois", "vllm", 8)
     assert len(summary["reward_by_step"]) == 8
+    assert 0 < summary["seconds_a_step"] < 60 and summary["tokens_a_second"] > 1 and 2 < summary["memory_gib"] < 20
     assert 0.2 < summary["accuracy_before"] < 0.4, "what its card says: 0.296"
     assert summary["accuracy_after"] > summary["accuracy_before"] + 0.03, "`mode: bench` read the checkpoint"
     assert (out / "reward.png").stat().st_size > 10_000

@@ -24,6 +24,9 @@ class Summary:
         accuracy_before, accuracy_after: of sampled answers to the held-out problems, 0 to 1.
         greedy_before, greedy_after: of the likeliest answers.
         reward_by_step: [i] is the mean over the batch of step i + 1.
+        seconds: of all, from the start of Ray to the last answer.
+        seconds_a_step, tokens_a_second: of training from the first step to the last; null of a single step.
+        memory_gib: that all processes held at most while they trained, without what they share.
         answers: some held-out problems, `question`, `answer`, and the likeliest answers `before` and `after`.
     """
 
@@ -38,10 +41,14 @@ class Summary:
     greedy_after: float
     reward_by_step: list[float]
     seconds: float
+    seconds_a_step: float
+    tokens_a_second: float
+    memory_gib: float
     answers: list[dict[str, str]]
 
     def write(self, path: Path) -> None:
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        said = {name: None if value != value else value for name, value in asdict(self).items()}  # NaN is not JSON
+        path.write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
 
     def table(self, out: Path) -> Table:
         gain = 100 * (self.accuracy_after - self.accuracy_before)
@@ -57,7 +64,9 @@ class Summary:
         )
         table.add_row("likeliest answers", f"{self.greedy_before:.1%} → {self.greedy_after:.1%}")
         table.add_row("steps", f"{self.steps} (sync interval {self.sync_interval})")
-        table.add_row("seconds", f"{self.seconds:.0f}")
+        table.add_row("seconds", f"{self.seconds:.0f}, {self.seconds_a_step:.1f} a step")
+        table.add_row("tokens a second", f"{self.tokens_a_second:.0f}")
+        table.add_row("memory", f"{self.memory_gib:.1f} GiB")
         table.add_row("picture", str(out / "reward.png"))
         table.add_row("numbers", str(out / "summary.json"))
         table.add_row("logs", f"{out / 'logs'}, Trinity's own in {out / 'trinity'}")

@@ -22,6 +22,8 @@ from trinity_rec.quickstart.subject import SUBJECTS, Subject
 from trinity_rec.quickstart.tasks import read_jsonl
 from trinity_rec.session import LaunchError, Session, doing, signals_as_exit, watch
 from trinity_rec.session.bench import accuracies
+from trinity_rec.session.cost import Cost
+from trinity_rec.session.machine import GIB
 from trinity_rec.session.run import ANY_PORT, SERVER, bench, load, prepare, require
 from trinity_rec.shipped import example
 
@@ -76,7 +78,9 @@ def quickstart(out: Path, options: Options, console: Console) -> Summary:
                 before = evaluator.untrained()
             console.print(f"held-out accuracy before: {before.sampled:.1%}; now {steps} steps of {algorithm}")
         trained = session.run_trinity(config_path, job_root=out / "trinity", total_steps=steps, patience=PATIENCE)
-        rewards = [step.reward for step in watch(trained, steps, console)]
+        cost = Cost()
+        with cost.watched(session):
+            rewards = [step.reward for step in watch(cost.steps(trained), steps, console)]
         with doing(console, "sampling the held-out problems"):
             if local:
                 after = evaluator.trained(last_checkpoint(out / "trinity", steps))
@@ -95,6 +99,9 @@ def quickstart(out: Path, options: Options, console: Console) -> Summary:
         greedy_after=after.greedy,
         reward_by_step=rewards,
         seconds=round(time.monotonic() - started, 1),
+        seconds_a_step=round(cost.seconds_a_step, 2),
+        tokens_a_second=round(cost.tokens_a_second, 1),
+        memory_gib=round(cost.memory / GIB, 2),
         answers=[{**row, "before": earlier, "after": later} for row, earlier, later in answers][:SHOWN],
     )
     summary.write(out / "summary.json")
