@@ -12,6 +12,7 @@ from trinity_rec.objective.tokens import Tokens
 
 IDEAS = Path(__file__).parents[2] / "docs" / "arena" / "ideas"
 YAMLS = sorted(IDEAS.glob("*.yaml"))
+PENALTIES = ("aim", "response_aim")
 
 
 @pytest.fixture(autouse=True)
@@ -20,9 +21,14 @@ def importable(monkeypatch):
 
 
 def rule_of(path):
+    """The weight or mask, or the derivative of the penalty."""
     import ideas
 
-    return getattr(ideas, path.stem)
+    def call(x):
+        found = getattr(ideas, path.stem)(x)
+        return found[1] if path.stem in PENALTIES else found
+
+    return call
 
 
 def tokens(log_ratio, advantages, mask=None):
@@ -43,6 +49,8 @@ EXPECTED = {
     "relative_taper": np.exp(-PUSHED / DRIFT),
     "relative_range": (PUSHED <= DRIFT).astype(float),
     "budget": np.where(PUSHED > 0, max(0, 1 - DRIFT**2 / 0.04), 1),
+    "aim": np.abs(ADVANTAGES) * LOG_RATIO,
+    "response_aim": np.abs(ADVANTAGES) * np.array([[1.0], [-1.2]]),
     "sample_size": RATIO.sum() ** 2 / (RATIO.size * np.square(RATIO).sum()) * np.minimum(RATIO, 1),
 }
 
@@ -65,7 +73,20 @@ def test_on_policy_a_rule_is_reinforce(path):
         kept = rule_of(path)(tokens(log_ratio.tolist(), ADVANTAGES))
         if path.stem == "relative_range":  # the range is as narrow as the noise
             kept = kept.maximum((log_ratio != 0).double())
-        np.testing.assert_allclose(kept.expand(2, 4).numpy(), 1, atol=2e-3)
+        expected = 0 if path.stem in PENALTIES else 1
+        np.testing.assert_allclose(kept.expand(2, 4).numpy(), expected, atol=2e-3)
+
+
+@pytest.mark.parametrize("name", PENALTIES)
+def test_what_a_penalty_returns_is_its_derivative(name):
+    import ideas
+
+    x = tokens(LOG_RATIO, ADVANTAGES)
+    logprob = (x.logprob).clone().requires_grad_()
+    held = Tokens(logprob, x.old_logprob, x.mask.bool(), x.advantages)
+    penalty, derivative = getattr(ideas, name)(held)
+    (found,) = torch.autograd.grad(penalty.sum(), logprob)
+    np.testing.assert_allclose(found.numpy(), derivative.detach().expand(2, 4).numpy(), rtol=1e-12)
 
 
 @pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)

@@ -68,3 +68,23 @@ def sample_size(x):
     ratio = x.ratio * x.mask
     ess = ratio.sum().square() / (x.count.sum() * ratio.square().sum()).clamp(min=1e-30)
     return ess * x.ratio.clamp(max=1)
+
+
+def aim(x, reach: float = 1.0):
+    """|A| (log rho)^2 / (2 reach)
+
+    With REINFORCE the gradient is |A| (sign A - log rho / reach): a token aims at log rho = reach or -reach, and is
+    pulled back where a step has taken it beyond. A clip range only ends the push, and what momentum is left goes on.
+    """
+    weight = x.advantages.abs() / reach
+    return weight * x.log_ratio.square() / 2, weight * x.log_ratio
+
+
+def response_aim(x, reach: float = 1.0):
+    """|A| (log W)^2 / (2 reach), W = prod_t rho
+
+    The same for whole responses, as OPMD's pull; but there A does not scale it, so that the reach is A.
+    """
+    weight = x.advantages.abs() / reach
+    whole = weight * x.sum_log_ratio
+    return whole * x.sum_log_ratio / 2 / x.count.clamp(min=1), whole
