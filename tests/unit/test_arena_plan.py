@@ -1,5 +1,9 @@
 """What is run: whole cells, seeds that serve once, a cost that is what is to come, and one's own algorithm."""
 
+import importlib
+import linecache
+import shutil
+import sys
 from dataclasses import replace
 
 import pytest
@@ -101,6 +105,21 @@ def test_another_definition_has_curves_of_its_own(tmp_path):
         plan_of(plan.QUICK, tmp_path, each).path(("addition", "offline", "mine"), 5e-4, 0) for each in (first, second)
     }
     assert len(paths) == 2
+
+
+def test_what_a_rule_calls_is_part_of_its_definition(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    text = "algorithm:\n  algorithm_type: trinity_rec.rec\n  policy_loss_fn_args: {weight: mine_alone.rule}\n"
+    rule = "def helper(x):\n    return x.ratio\n\n\ndef rule(x):\n    return helper(x)\n"
+    digests = set()
+    for source in (rule, rule.replace("x.ratio", "x.ratio**2")):
+        sys.modules.pop("mine_alone", None)
+        linecache.clearcache()
+        (tmp_path / "mine_alone.py").write_text(source)
+        importlib.invalidate_caches()
+        digests.add(own.digest(own.variant_of(written(tmp_path, text))))
+        shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+    assert len(digests) == 2
 
 
 REC = "algorithm:\n  algorithm_type: trinity_rec.rec\n"

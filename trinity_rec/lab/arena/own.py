@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import sys
 from collections.abc import Mapping
 from hashlib import blake2b
 from pathlib import Path
@@ -53,8 +54,10 @@ def variant_of(path: Path) -> Variant:
 
 
 def digest(variant: Variant) -> str:
-    """Of what a variant does: its arguments, and the source of its own rules. Another one gets curves of its own."""
+    """Of what a variant does: its arguments, and the source of the modules of its own rules, since a rule may call what
+    stands beside it. Another one gets curves of its own.
+    """
     arguments: dict[str, Any] = {**PRESETS[variant.preset].policy_loss, **variant.policy_loss}
-    sources = [inspect.getsource(rule) for rule in own_rules(arguments)]
+    sources = [inspect.getsource(sys.modules[rule.__module__]) for rule in own_rules(arguments)]
     said = json.dumps([variant.preset, variant.policy_loss, variant.advantage, sources], sort_keys=True, default=str)
     return blake2b(said.encode(), digest_size=4).hexdigest()
