@@ -49,6 +49,8 @@ EXPECTED = {
     "relative_taper": np.exp(-PUSHED / DRIFT),
     "relative_range": (PUSHED <= DRIFT).astype(float),
     "budget": np.where(PUSHED > 0, max(0, 1 - DRIFT**2 / 0.04), 1),
+    "relative_topr_both": np.exp(-PUSHED / DRIFT) * np.array([[1.0], [np.exp(-1.2)]]),
+    "relative_topr": np.array([np.ones(4), np.exp(-1.2 - PUSHED[1] / DRIFT)]),
     "aim": np.abs(ADVANTAGES) * LOG_RATIO,
     "response_aim": np.abs(ADVANTAGES) * np.array([[1.0], [-1.2]]),
     "sample_size": RATIO.sum() ** 2 / (RATIO.size * np.square(RATIO).sum()) * np.minimum(RATIO, 1),

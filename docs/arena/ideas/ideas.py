@@ -42,6 +42,28 @@ def relative_taper(x, strength: float = 1.0):
     return (-strength * pushed_on(x) / drift(x).clamp(min=1e-3)).exp()
 
 
+def relative_topr_both(x, strength: float = 1.0):
+    """relative_taper, times min(1, W) where A < 0, W = prod_t rho
+
+    Offline, where the drift grows and makes the taper lax, what was made unlikely loses its weight all the same.
+    """
+    return relative_taper(x, strength) * topr(x)
+
+
+def relative_topr(x):
+    """1 if A > 0 else min(1, W) exp(-(-log rho)^+ / sigma), sigma the drift of the batch
+
+    TOPR whose unlikely tokens also wait for the others; what is to be made more likely counts in full.
+    """
+    ahead = pushed_on(x) * (x.advantages < 0)
+    return (-ahead / drift(x).clamp(min=1e-3)).exp() * topr(x)
+
+
+def topr(x):
+    """1 if A > 0 else min(1, W)"""
+    return (x.sum_log_ratio.clamp(max=0).expand_as(x.log_ratio) * (x.advantages < 0)).exp()
+
+
 def relative_range(x, width: float = 1.0):
     """1{|log rho| <= width sigma where pushed on}, sigma the drift of the batch
 
