@@ -119,6 +119,21 @@ def test_too_little_memory_or_disk_is_said_in_numbers(tmp_path, monkeypatch):
     assert disk.startswith(f"1.0 GiB of disk are free at {tmp_path}, the run needs about 2.0")
 
 
+def test_verls_largest_pass_counts(tmp_path):
+    """As the real model's quickstart has it: 64 responses of 80 tokens, of a model with SmolLM2-135M's sizes."""
+    sizes = {"hidden_size": 576, "num_hidden_layers": 30, "vocab_size": 49152}
+    (tmp_path / "model").mkdir()
+    described = tmp_path / "model" / "config.json"
+    described.write_text(json.dumps(sizes))
+    changes = {"model__model_path": str(tmp_path / "model"), "buffer__batch_size": 8, "model__max_model_len": 80}
+    pass_of = machine.largest_pass(config(tmp_path, **changes))
+    assert pass_of == 4 * 64 * 80 * (17 * 576 * 30 + 4 * 49152)
+    assert machine.largest_pass(config(tmp_path, **changes, trainer__max_token_len_per_gpu=2560)) == pass_of / 2
+    assert machine.largest_pass(config(tmp_path, **changes, buffer__train_batch_size=32)) == pass_of / 2
+    described.unlink()
+    assert machine.largest_pass(config(tmp_path, **changes)) == 0
+
+
 def test_the_reasons_are_one_line(tmp_path, monkeypatch):
     changed = config(tmp_path, trainer__use_remove_padding=True, synchronizer__sync_method="nccl")
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)

@@ -30,6 +30,9 @@ GIB = 1 << 30
 # 150 thousand parameters (docs/main_road.md). A model adds its weights, gradient and Adam's two moments in float32, and
 # the engine's copy.
 MAIN_ROAD_MEMORY, TINKER_MEMORY, BYTES_A_PARAMETER = 7.0 * GIB, 2.5 * GIB, 20
+# What verl holds of each token for the backward pass, in float32: numbers a layer and hidden feature, and copies of the
+# logits. By this count the quickstart with SmolLM2-135M needs 19.1 GiB; it held 18.5.
+A_LAYER, LOGITS = 17, 4
 DISK, CHECKPOINT_BYTES_A_PARAMETER = 2 * GIB, 16
 INSTALL = "make quickstart-vllm sets up an environment that has it, from requirements/cpu-vllm.txt"
 # Trinity's defaults that ask for CUDA, and what runs without.
@@ -102,7 +105,7 @@ def refusals(config: Config, has_gpu: bool) -> Iterator[str]:
         yield from without_the_gpus(need)
     elif need.engine or need.trainer:
         yield from on_a_cpu(config, need)
-    yield from too_little(config, need)
+    yield from too_little(config, need, has_gpu)
 
 
 def without_the_gpus(need: Needs) -> Iterator[str]:
@@ -172,18 +175,31 @@ def more_than_one_worker(config: Config) -> Iterator[str]:
         yield "explorer.auxiliary_models: without a GPU there is one engine"
 
 
-def too_little(config: Config, need: Needs) -> Iterator[str]:
+def too_little(config: Config, need: Needs, has_gpu: bool) -> Iterator[str]:
     """Memory and disk that the run needs at least, by what was measured here and by the model's size."""
     model = parameters(config.model.model_path)
     cache = config.explorer.rollout_model.extra_engine_args.get("kv_cache_memory_bytes", 0) if need.engine else 0
     base = MAIN_ROAD_MEMORY if need.engine or need.trainer else TINKER_MEMORY
-    memory, free = base + cache + BYTES_A_PARAMETER * model, psutil.virtual_memory().available
+    activations = largest_pass(config) if need.trainer and not has_gpu else 0
+    memory, free = base + cache + activations + BYTES_A_PARAMETER * model, psutil.virtual_memory().available
     if free < memory:
         yield f"{free / GIB:.1f} GiB of memory are free, the run needs about {memory / GIB:.1f}"
     place = next(each for each in (Path(config.checkpoint_root_dir).absolute(), *Path.cwd().parents) if each.exists())
     disk, left = DISK + CHECKPOINT_BYTES_A_PARAMETER * model, shutil.disk_usage(place).free
     if left < disk:
         yield f"{left / GIB:.1f} GiB of disk are free at {place}, the run needs about {disk / GIB:.1f}"
+
+
+def largest_pass(config: Config) -> int:
+    """Bytes of activations in verl's largest training pass; 0 where the model's config.json does not say its sizes."""
+    described = Path(config.model.model_path or "", "config.json")
+    sizes = json.loads(described.read_text(encoding="utf-8")) if described.is_file() else {}
+    names = ("hidden_size", "num_hidden_layers", "vocab_size")
+    hidden, layers, vocabulary = (sizes.get(name) or 0 for name in names)
+    responses = config.buffer.train_batch_size or config.buffer.batch_size * config.algorithm.repeat_times
+    tokens = responses * (config.model.max_model_len or 0)
+    tokens = min(tokens, config.trainer.max_token_len_per_gpu or tokens)
+    return 4 * tokens * (A_LAYER * hidden * layers + LOGITS * vocabulary)
 
 
 def parameters(model: str | None) -> int:
