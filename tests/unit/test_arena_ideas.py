@@ -84,7 +84,7 @@ def test_what_a_penalty_returns_is_its_derivative(name):
     import ideas
 
     x = tokens(LOG_RATIO, ADVANTAGES)
-    logprob = (x.logprob).clone().requires_grad_()
+    logprob = x.logprob.clone().requires_grad_()
     held = Tokens(logprob, x.old_logprob, x.mask.bool(), x.advantages)
     penalty, derivative = getattr(ideas, name)(held)
     (found,) = torch.autograd.grad(penalty.sum(), logprob)

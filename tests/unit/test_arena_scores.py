@@ -136,4 +136,4 @@ def test_ones_own_succeeds_where_it_is_nowhere_far_below_the_best_and_more_robus
     assert found["worst"]["difference"] == -0.01 and found["succeeds"]
     assert found["robustness"] == {"own": pytest.approx(0.4), "other": pytest.approx(0.3)}
     assert scores.success([others]) is None
-    assert "at worst -0.010 (addition, offline, off_tis" in scores.said_of(found)
+    assert "at worst -0.010 (addition, offline, off_tis" in scores.said_of_success(found)

@@ -103,7 +103,7 @@ def _print(cells: list[dict[str, Any]]) -> None:
 
 
 def _print_own(beside: list[dict[str, Any]]) -> None:
-    from trinity_rec.lab.arena.score import said_of, success
+    from trinity_rec.lab.arena.score import said_of_success, success
 
     for task, lag in dict.fromkeys((each["task"], each["lag"]) for each in beside):
         here = [each for each in beside if (each["task"], each["lag"]) == (task, lag)]
@@ -116,4 +116,4 @@ def _print_own(beside: list[dict[str, Any]]) -> None:
             numbers = f"{each['difference']:+.3f} ({low:+.3f} to {high:+.3f})"
             stdout().print(f"  {each['verdict']:9} {numbers} against {each['algorithm']}")
     if found := success(beside):
-        stdout().print(said_of(found))
+        stdout().print(said_of_success(found))

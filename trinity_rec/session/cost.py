@@ -13,9 +13,7 @@ import psutil
 from trinity_rec.session.logs import TrainedStep
 from trinity_rec.session.processes import Session, marked_processes
 
-TOKENS = (
-    "perf/total_num_tokens"  # of prompts and responses in a step, as verl counts them; Trinity's Tinker trainer too
-)
+TOKENS = "perf/total_num_tokens"  # of a step, prompts and responses; verl counts them, and Trinity's Tinker trainer
 LOOK_EVERY = 2.0  # seconds
 
 

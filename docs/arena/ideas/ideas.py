@@ -6,6 +6,8 @@ docs/arena.md tells what came of them. A token is pushed on where A has the sign
 from the policy that it was sampled by. All else is a pull back, and counts in full.
 """
 
+from trinity_rec.objective.weight import topr
+
 
 def pushed_on(x):
     """|log rho| where the token is pushed on, 0 elsewhere, [rows, response]."""
@@ -47,7 +49,7 @@ def relative_topr_both(x, strength: float = 1.0):
 
     Offline, where the drift grows and makes the taper lax, what was made unlikely loses its weight all the same.
     """
-    return relative_taper(x, strength) * topr(x)
+    return relative_taper(x, strength) * topr(x)[0]
 
 
 def relative_topr(x):
@@ -55,13 +57,7 @@ def relative_topr(x):
 
     TOPR whose unlikely tokens also wait for the others; what is to be made more likely counts in full.
     """
-    ahead = pushed_on(x) * (x.advantages < 0)
-    return (-ahead / drift(x).clamp(min=1e-3)).exp() * topr(x)
-
-
-def topr(x):
-    """1 if A > 0 else min(1, W)"""
-    return (x.sum_log_ratio.clamp(max=0).expand_as(x.log_ratio) * (x.advantages < 0)).exp()
+    return relative_taper(x).where(x.advantages < 0, 1.0) * topr(x)[0]
 
 
 def relative_range(x, width: float = 1.0):

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from trinity_rec.lab.arena.plan import COLLAPSE, KEPT, LEAST_SAMPLE_SIZE, Cell
 from trinity_rec.lab.arena.questions import MARGIN, NOT_MEASURED
-from trinity_rec.lab.arena.score import Curve, said_of, success
+from trinity_rec.lab.arena.score import Curve, said_of_success, success
 from trinity_rec.lab.real_tasks import task_named
 from trinity_rec.plot import draw
 from trinity_rec.plot.draw import COLOURS, GRID, INK, dress, figure_grid, new_figure, save, shared_legend
@@ -236,7 +236,7 @@ def own_table(beside: Sequence[Mapping[str, Any]], variants: Mapping[str, Varian
     )
     heads = "".join(f"<th>{head}</th>" for head in ("task", "lag", "against", "difference", "95 % interval", "it is"))
     found = success(beside)
-    note = f'<p class="note">{escape(said_of(found))}</p>' if found else ""
+    note = f'<p class="note">{escape(said_of_success(found))}</p>' if found else ""
     return f"<h2>Your algorithm against the others</h2>{note}<table><tr>{heads}</tr>{rows}</table>"
 
 

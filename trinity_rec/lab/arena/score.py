@@ -113,7 +113,7 @@ def compared(own: Sequence[Curve], other: Sequence[Curve]) -> dict[str, Any]:
     return {"difference": difference.effect, "interval": [difference.low, difference.high], "verdict": said}
 
 
-def said_of(found: Mapping[str, Any]) -> str:
+def said_of_success(found: Mapping[str, Any]) -> str:
     """What `success` found, as a sentence."""
     worst, robustness = found["worst"], found["robustness"]
     return (
