@@ -14,6 +14,7 @@ from trinity_rec.plot.draw import (
     band,
     draw_curves,
     figure_grid,
+    headline,
     running_mean,
     save,
     shared_legend,
@@ -115,6 +116,16 @@ def test_a_grid_has_one_legend_and_is_drawn(tmp_path):
     image = imread(save(figure, tmp_path / "new" / "grid.png"))
     assert image.shape[1] > image.shape[0] > 500
     assert image[..., :3].std() > 0.02  # not blank
+
+
+def test_a_headline_fits_a_narrow_figure_and_leaves_the_panels_alone(tmp_path):
+    figure, grid = figure_grid(rows=1, columns=1)
+    headline(figure, "Claim C3: without clipping, REINFORCE collapses off-policy (inconclusive)")
+    save(figure, tmp_path / "narrow.png")
+    (text,) = figure.texts
+    above = text.get_window_extent()
+    assert above.x0 >= 0 and above.x1 <= figure.bbox.width
+    assert grid[0, 0].get_tightbbox().y1 <= above.y0 < above.y1 <= figure.bbox.height
 
 
 def test_nothing_to_draw_is_drawn_as_nothing(tmp_path):

@@ -46,9 +46,12 @@ def test_the_table_says_what_was_gained_and_where_it_lies():
     assert "640" in text.getvalue() and "3.5 GiB" in text.getvalue()
 
 
-def test_what_a_single_step_cannot_tell_is_null(tmp_path):
-    nan = float("nan")
-    replace(SUMMARY, seconds_a_step=nan, tokens_a_second=nan).write(tmp_path / "summary.json")
+def test_what_a_single_step_cannot_tell_is_null_and_not_printed(tmp_path):
+    nan, text = float("nan"), io.StringIO()
+    single = replace(SUMMARY, seconds_a_step=nan, tokens_a_second=nan)
+    single.write(tmp_path / "summary.json")
+    Console(file=text, width=200).print(single.table(Path("runs/x")))
+    assert "nan" not in text.getvalue() and "tokens a second" not in text.getvalue()
     written = json.loads((tmp_path / "summary.json").read_text())
     assert written["seconds_a_step"] is None and written["tokens_a_second"] is None
     assert written["reward_by_step"] == SUMMARY.reward_by_step

@@ -10,7 +10,7 @@ import numpy as np
 from trinity_rec.lab.bandit import BANDIT_VARIANTS, REWARDS
 from trinity_rec.lab.claims import Claim, Curves
 from trinity_rec.lab.real_tasks import task_named
-from trinity_rec.plot.draw import INK, Curve, draw_curves, figure_grid, save, shared_legend
+from trinity_rec.plot.draw import Curve, draw_curves, figure_grid, headline, save, shared_legend
 from trinity_rec.variants import SETTINGS, VARIANTS
 
 DETAILS = {"kl_initial": "KL from the start", "clip_fraction": "clip fraction"}
@@ -36,9 +36,7 @@ def draw_claim(claim: Claim, said: str, tasks: Sequence[str], curves: Curves, pa
                 xlabel="training step" if down == len(rows) - 1 else None,
                 title=None if down else SETTINGS[setting].title,
             )
-    figure.suptitle(
-        f"Claim {claim.name}: {claim.title} ({said})", x=0.01, ha="left", color=INK, fontsize=12, weight="bold"
-    )
+    headline(figure, f"Claim {claim.name}: {claim.title} ({said})")
     shared_legend(figure)
     return save(figure, path)
 
@@ -61,7 +59,6 @@ def draw_bandit(said: str, curves: Curves, path: Path) -> Path:
                 title=None if down else f"arm {arm + 1}, reward {reward:g}",
             )
             grid[down, arm].set_ylim(-0.02, 1.02)
-    title = f"Claim C1: on data from another policy REINFORCE misses the best arm ({said})"
-    figure.suptitle(title, x=0.01, ha="left", color=INK, fontsize=12, weight="bold")
+    headline(figure, f"Claim C1: on data from another policy REINFORCE misses the best arm ({said})")
     shared_legend(figure)
     return save(figure, path)

@@ -130,6 +130,11 @@ def figure_grid(rows: int, columns: int, panel: tuple[float, float] = (2.9, 2.0)
     return figure, grid
 
 
+def headline(figure: Figure, text: str, size: float = 12) -> None:
+    """What the figure shows, above its panels; on as many lines as its width asks for. `size` in points."""
+    figure.suptitle(text, x=0.01, ha="left", color=INK, fontsize=size, weight="bold", wrap=True)
+
+
 def dress(axes: Axes) -> Axes:
     """The project's look: a light grid behind the data, no frame."""
     axes.grid(axis="y", color=GRID, linewidth=0.8)

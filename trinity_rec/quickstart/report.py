@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from math import isnan
 from pathlib import Path
 
 import numpy as np
@@ -64,8 +65,10 @@ class Summary:
         )
         table.add_row("likeliest answers", f"{self.greedy_before:.1%} → {self.greedy_after:.1%}")
         table.add_row("steps", f"{self.steps} (sync interval {self.sync_interval})")
-        table.add_row("seconds", f"{self.seconds:.0f}, {self.seconds_a_step:.1f} a step")
-        table.add_row("tokens a second", f"{self.tokens_a_second:.0f}")
+        a_step = "" if isnan(self.seconds_a_step) else f", {self.seconds_a_step:.1f} a step"
+        table.add_row("seconds", f"{self.seconds:.0f}{a_step}")
+        if not isnan(self.tokens_a_second):
+            table.add_row("tokens a second", f"{self.tokens_a_second:.0f}")
         table.add_row("memory", f"{self.memory_gib:.1f} GiB")
         table.add_row("picture", str(out / "reward.png"))
         table.add_row("numbers", str(out / "summary.json"))

@@ -18,7 +18,7 @@ from trinity_rec.lab.arena.questions import MARGIN, NOT_MEASURED
 from trinity_rec.lab.arena.score import Curve, said_of_success, success
 from trinity_rec.lab.real_tasks import task_named
 from trinity_rec.plot import draw
-from trinity_rec.plot.draw import COLOURS, GRID, INK, dress, figure_grid, new_figure, save, shared_legend
+from trinity_rec.plot.draw import COLOURS, GRID, INK, dress, figure_grid, headline, new_figure, save, shared_legend
 from trinity_rec.plot.page import document, figure
 from trinity_rec.presets import FAMILIES, PRESETS
 from trinity_rec.variants import LAGS, Variant
@@ -193,7 +193,7 @@ def draw_family(
             xlabel="training step",
             styles=styles,
         )
-    picture.suptitle(f"{task_named(task).title}: {family}", x=0.01, ha="left", color=INK, fontsize=11, weight="bold")
+    headline(picture, f"{task_named(task).title}: {family}", size=11)
     shared_legend(picture)
     return save(picture, path)
 

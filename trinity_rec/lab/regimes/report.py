@@ -17,7 +17,7 @@ from matplotlib.patches import Patch
 from trinity_rec.lab.claims import FAILS, HOLDS, OPEN
 from trinity_rec.lab.real_tasks import task_named
 from trinity_rec.lab.regimes.rules import LOG_STEPS, MAPPED
-from trinity_rec.plot.draw import INK, new_figure, save
+from trinity_rec.plot.draw import INK, headline, new_figure, save
 from trinity_rec.variants import LAGS
 
 Row = Mapping[str, Any]
@@ -146,7 +146,7 @@ def _draw(
         fontsize=9,
         labelcolor=INK,
     )
-    figure.suptitle(title, x=0.01, ha="left", color=INK, fontsize=11, weight="bold")
+    headline(figure, title, size=11)
     return save(figure, path)
 
 
