@@ -30,7 +30,7 @@ WORKER = "--worker"
 
 
 def work(models: Path, steps: int) -> None:
-    """Answer each line of a task and a rate on standard input with the seconds of a run."""
+    """Answer each line of a task, a rate and a seed on standard input with the seconds of a run."""
     import torch
 
     from trinity_rec.lab import reproduce, training
@@ -39,9 +39,9 @@ def work(models: Path, steps: int) -> None:
     training.ASSETS = models
     setting, variant = reproduce.SETTINGS["sync_interval_20"], reproduce.VARIANTS["rec_grpo"]
     for line in sys.stdin:
-        task, rate = line.split()
+        task, rate, seed = line.split()
         wall, cpu = time.perf_counter(), time.process_time()
-        training.train(training.Experiment(task, setting, variant, 0, float(rate), steps))
+        training.train(training.Experiment(task, setting, variant, int(seed), float(rate), steps))
         print(json.dumps({"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}), flush=True)
 
 
@@ -70,7 +70,7 @@ def main() -> None:
             seconds: list[list[float]] = [[] for _ in workers]
             for turn in range(wanted.repeats + 1):  # the first one warms up
                 for spent, worker in zip(seconds, workers, strict=True):
-                    took = worker.step(f"{name} {task.rate}")[clock]
+                    took = worker.step(f"{name} {task.rate} {turn}")[clock]  # a seed twice would not sample anew
                     spent += [took] if turn else []
             speeds = [shown([wanted.steps / each for each in spent], "{:.1f}".format) for spent in seconds]
             ratios = [other / here for here, other in zip(seconds[0], seconds[-1], strict=True)]

@@ -8,7 +8,7 @@ import torch
 
 from trinity_rec.lab import training
 from trinity_rec.lab.model import TinyPolicy
-from trinity_rec.lab.training import COLUMNS, Experiment, objective_of, shaping_of, train
+from trinity_rec.lab.training import COLUMNS, Experiment, objective_of, rollouts_of_initial, shaping_of, train
 from trinity_rec.presets import PRESETS
 from trinity_rec.variants import SETTINGS, VARIANTS, Setting, Variant
 
@@ -25,13 +25,19 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True)
+def nothing_drawn_yet():
+    rollouts_of_initial.cache_clear()
+
+
 def values(rows):
     return np.array([[row[name] for name in COLUMNS] for row in rows])
 
 
 def test_the_same_seed_repeats_to_the_bit_and_another_does_not():
-    first, again = values(train(SHORT)), values(train(SHORT))
-    np.testing.assert_array_equal(first, again)
+    first = values(train(SHORT))
+    rollouts_of_initial.cache_clear()
+    np.testing.assert_array_equal(first, values(train(SHORT)))
     assert not np.array_equal(first, values(train(replace(SHORT, seed=1))), equal_nan=True)
 
 
@@ -75,6 +81,29 @@ def test_rollouts_come_from_the_weights_that_the_setting_says(setting, versions,
     train(replace(SHORT, setting=setting))
     assert rolled_out == [trained[version] for version in versions]
     assert len(set(rolled_out)) == len(set(versions))
+
+
+@pytest.mark.parametrize("setting", [SETTINGS["offline"], Setting("", "", sync_interval=4)], ids=["offline", "4"])
+def test_what_the_initial_weights_drew_once_serves_the_next_run_of_the_seed(setting, monkeypatch):
+    """To the bit, and with the random numbers where they would have been; of another seed or size nothing is taken."""
+    experiment = replace(SHORT, setting=setting, variant=VARIANTS["red_weight"], rate=2e-3)
+    alone = values(train(experiment))
+    rollouts_of_initial.cache_clear()
+    train(replace(SHORT, setting=SETTINGS["offline"]))
+
+    drawn, sample = [], TinyPolicy.sample
+
+    def counted(self, prompts, samples, *rest):
+        drawn.append(samples)
+        return sample(self, prompts, samples, *rest)
+
+    monkeypatch.setattr(TinyPolicy, "sample", counted)
+    np.testing.assert_array_equal(values(train(experiment)), alone)
+    assert drawn.count(SHORT.samples) == (0 if setting.is_offline else 2)
+    for other in (replace(experiment, seed=1), replace(experiment, problems=3), replace(experiment, task="tool_call")):
+        drawn.clear()
+        train(other)
+        assert drawn.count(SHORT.samples) == SHORT.steps
 
 
 def fingerprint(policy):

@@ -11,14 +11,17 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from operator import attrgetter
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from trinity_rec.lab.model import TinyLM, TinyPolicy
-from trinity_rec.lab.policy import Policy
+from trinity_rec.lab.policy import Policy, Responses
 from trinity_rec.lab.real_tasks import task_named
 from trinity_rec.lab.tasks import TASKS, Task
 from trinity_rec.lab.warm_up import ASSETS
@@ -80,6 +83,15 @@ COLUMNS = (
 Row = dict[str, float]
 
 
+@dataclass(frozen=True)
+class Rollouts:
+    """Of one step, with their rewards, and the state of the random numbers after them."""
+
+    responses: Responses
+    rewards: Tensor
+    state: Tensor
+
+
 def train(experiment: Experiment, report: Callable[[int], None] = lambda step: None) -> list[Row]:
     """Run it; `report` hears of each step done.
 
@@ -97,6 +109,7 @@ def train(experiment: Experiment, report: Callable[[int], None] = lambda step: N
     prompts, held_out = (policy.prompts([problem.question for problem in part]) for part in (task.train, task.held_out))
     group = torch.arange(experiment.problems).repeat_interleave(experiment.samples)
 
+    of_initial = rollouts_of_initial(BEFORE_TRAINING(experiment))
     versions: dict[int, dict[str, Tensor]] = {}  # weights after so many steps, until the explorer has taken them
     explorer_version = 0
     rows = [{"step": 0, **evaluate(policy, initial, task, held_out, experiment.seed)}]
@@ -109,23 +122,28 @@ def train(experiment: Experiment, report: Callable[[int], None] = lambda step: N
             explorer_version = version
         chosen = choose.sample(range(len(task.train)), experiment.problems)
         asked = [prompts[number] for number in chosen]
-        rollouts = explorer.sample(asked, experiment.samples, task.response_length, drawing)
-        rewards = torch.tensor(
-            task.rewards([task.train[number] for number in chosen], explorer.texts(rollouts)), dtype=torch.float64
-        )
+        rollouts = of_initial.get(step) if version == 0 else None
+        if rollouts is None:
+            responses = explorer.sample(asked, experiment.samples, task.response_length, drawing)
+            paid = task.rewards([task.train[number] for number in chosen], explorer.texts(responses))
+            rollouts = Rollouts(responses, torch.tensor(paid, dtype=torch.float64), drawing.get_state())
+            if version == 0:
+                of_initial[step] = rollouts
+        drawing.set_state(rollouts.state)
+        responses = rollouts.responses
 
         # The trainer.
         shaped = shaping.shape(
-            rewards,
+            rollouts.rewards,
             group,
-            tokens=lambda mask=rollouts.mask: mask.sum(1),
+            tokens=lambda mask=responses.mask: mask.sum(1),
             lottery=lambda: torch.rand(len(group), generator=lots),
         )
-        scores = policy.score(asked, rollouts)
-        mask = rollouts.mask & shaped.in_loss[:, None]
+        scores = policy.score(asked, responses)
+        mask = responses.mask & shaped.in_loss[:, None]
         loss, metrics = objective(
             scores.logprob,
-            rollouts.logprob,
+            responses.logprob,
             mask,
             shaped.advantages.float()[:, None].expand(mask.shape),
         )
@@ -138,7 +156,7 @@ def train(experiment: Experiment, report: Callable[[int], None] = lambda step: N
 
         recent.append(
             {
-                "rollout_reward": rewards.mean().item(),
+                "rollout_reward": rollouts.rewards.mean().item(),
                 "kl_rollout": metrics["kl_k3"],
                 "clip_fraction": metrics["pg_clipfrac"],
                 "entropy": scores.entropy,
@@ -152,6 +170,19 @@ def train(experiment: Experiment, report: Callable[[int], None] = lambda step: N
             recent = []
         report(step + 1)
     return [{name: row.get(name, float("nan")) for name in COLUMNS} for row in rows]
+
+
+# What rollouts hang on while the explorer has the initial weights: no algorithm, lag or learning rate.
+BEFORE_TRAINING = attrgetter("task", "model", "device", "bf16", "problems", "samples", "seed")
+
+
+@lru_cache(maxsize=8)
+def rollouts_of_initial(same: tuple[Any, ...]) -> dict[int, Rollouts]:
+    """Step -> the initial weights' rollouts, for all experiments of the process that have `same` in common.
+
+    `train` fills it, and draws none twice: offline only the first of them has to sample at all.
+    """
+    return {}
 
 
 def policy_of(experiment: Experiment) -> Policy:
