@@ -3,12 +3,13 @@
 import csv
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from trinity_rec.lab import rates
-from trinity_rec.lab.claims import CLAIMS
+from trinity_rec.lab.claims import CLAIMS, REAL_CELLS
 from trinity_rec.lab.report import mass_table, parts_table, rewards_table, summary_table, trinity_table
 from trinity_rec.lab.reproduce import ALL_CLAIMS, BANDIT, BANDIT_RULE, FULL, cells
 from trinity_rec.lab.tasks import TASKS
@@ -80,6 +81,22 @@ def test_the_models_and_the_rates_are_those_in_use():
         row = next(line for line in PAGE.splitlines() if re.match(rf"\| {task.title} \| [+-]", line))
         assert row.endswith(f"| {TASKS[name].rate:g} |")
     assert all(setting.title.split()[0] in PAGE for setting in SETTINGS.values())
+
+
+def test_the_real_model_s_tables_are_those_of_its_results():
+    for path in (RESULTS / "smollm2").glob("*/claims.json"):
+        assert summary_table(json.loads(path.read_text(encoding="utf-8"))) in PAGE
+        rewards = list(csv.DictReader(path.with_name("rewards.csv").open(encoding="utf-8")))
+        assert rewards_table(rewards) in PAGE and all(row["seeds"] == "3" for row in rewards)
+        assert f"{len(rewards)} of the {len(REAL_CELLS)} cells of `{path.parent.name}` are whole" in PAGE
+
+
+def test_the_readme_counts_the_real_model_s_verdicts():
+    judged = json.loads((RESULTS / "smollm2" / "products" / "claims.json").read_text(encoding="utf-8"))
+    said = Counter(claim["verdict"] for claim in judged)
+    readme = " ".join((DOCS.parent / "README.md").read_text(encoding="utf-8").split())
+    count = f"{said['holds']} hold, {said['does not hold']} does not hold and {said['inconclusive']} are inconclusive"
+    assert f"{count} ([docs/reproduction.md]" in readme
 
 
 def test_the_real_model_s_rates_are_those_that_were_measured():
