@@ -95,7 +95,7 @@ def test_the_readme_counts_the_real_model_s_verdicts():
     judged = json.loads((RESULTS / "smollm2" / "products" / "claims.json").read_text(encoding="utf-8"))
     said = Counter(claim["verdict"] for claim in judged)
     readme = " ".join((DOCS.parent / "README.md").read_text(encoding="utf-8").split())
-    count = f"{said['holds']} hold, {said['does not hold']} does not hold and {said['inconclusive']} are inconclusive"
+    count = f"{said['holds']} hold, {said['does not hold']} do not and {said['inconclusive']} are inconclusive"
     assert f"{count} ([docs/reproduction.md]" in readme
 
 
