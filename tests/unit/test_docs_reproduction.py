@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from trinity_rec.lab import rates
-from trinity_rec.lab.claims import CLAIMS, REAL_CELLS
+from trinity_rec.lab.claims import CLAIMS
+from trinity_rec.lab.on_model import cells_of
 from trinity_rec.lab.report import mass_table, parts_table, rewards_table, summary_table, trinity_table
 from trinity_rec.lab.reproduce import ALL_CLAIMS, BANDIT, BANDIT_RULE, FULL, cells
 from trinity_rec.lab.tasks import TASKS
@@ -88,15 +89,18 @@ def test_the_real_model_s_tables_are_those_of_its_results():
         assert summary_table(json.loads(path.read_text(encoding="utf-8"))) in PAGE
         rewards = list(csv.DictReader(path.with_name("rewards.csv").open(encoding="utf-8")))
         assert rewards_table(rewards) in PAGE and all(row["seeds"] == "3" for row in rewards)
-        assert f"{len(rewards)} of the {len(REAL_CELLS)} cells of `{path.parent.name}` are whole" in PAGE
+        task = path.parent.name
+        assert f"{len(rewards)} of the {len(cells_of(task))} cells of `{task}` are whole" in PAGE
 
 
 def test_the_readme_counts_the_real_model_s_verdicts():
-    judged = json.loads((RESULTS / "smollm2" / "products" / "claims.json").read_text(encoding="utf-8"))
+    results = RESULTS / "smollm2" / "products"
+    judged = json.loads((results / "claims.json").read_text(encoding="utf-8"))
+    rewards = list(csv.DictReader((results / "rewards.csv").open(encoding="utf-8")))
     said = Counter(claim["verdict"] for claim in judged)
     readme = " ".join((DOCS.parent / "README.md").read_text(encoding="utf-8").split())
     count = f"{said['holds']} hold, {said['does not hold']} do not and {said['inconclusive']} are inconclusive"
-    assert f"{count} ([docs/reproduction.md]" in readme
+    assert f"{len(rewards)} of {len(cells_of('products'))} cells run, {count} ([docs/reproduction.md]" in readme
 
 
 def test_the_real_model_s_rates_are_those_that_were_measured():

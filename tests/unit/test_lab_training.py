@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from trinity_rec.lab import training
-from trinity_rec.lab.model import TinyPolicy
+from trinity_rec.lab.model import TinyLM, TinyPolicy
 from trinity_rec.lab.training import COLUMNS, Experiment, objective_of, rollouts_of_initial, shaping_of, train
 from trinity_rec.presets import PRESETS
 from trinity_rec.variants import SETTINGS, VARIANTS, Setting, Variant
@@ -84,8 +84,8 @@ def test_rollouts_come_from_the_weights_that_the_setting_says(setting, versions,
 
 
 @pytest.mark.parametrize("setting", [SETTINGS["offline"], Setting("", "", sync_interval=4)], ids=["offline", "4"])
-def test_what_the_initial_weights_drew_once_serves_the_next_run_of_the_seed(setting, monkeypatch):
-    """To the bit, and with the random numbers where they would have been; of another seed or size nothing is taken."""
+def test_what_the_initial_weights_drew_once_serves_the_next_run_of_the_seed(setting, monkeypatch, tmp_path):
+    """To the bit, random numbers included; of another seed, size or model nothing is taken."""
     experiment = replace(SHORT, setting=setting, variant=VARIANTS["red_weight"], rate=2e-3)
     alone = values(train(experiment))
     rollouts_of_initial.cache_clear()
@@ -104,6 +104,15 @@ def test_what_the_initial_weights_drew_once_serves_the_next_run_of_the_seed(sett
         drawn.clear()
         train(other)
         assert drawn.count(SHORT.samples) == SHORT.steps
+
+    model = TinyLM.load(training.ASSETS / SHORT.task)
+    with torch.no_grad():
+        model.norm.weight *= 0.9
+    model.save_pretrained(tmp_path / SHORT.task, end_token=0, pad_token=0)
+    monkeypatch.setattr(training, "ASSETS", tmp_path)
+    drawn.clear()
+    train(experiment)
+    assert drawn.count(SHORT.samples) == SHORT.steps
 
 
 def fingerprint(policy):

@@ -71,13 +71,17 @@ class Grid:
         bf16 = json.loads((out / SCALE).read_text(encoding="utf-8"))["bf16"] if (out / SCALE).exists() else None
         bf16 = bf16_is_faster(device) if bf16 is None else bf16
         like = Experiment(task, setting, variant, 0, 0.0, **LENGTH, model=model, device=device, bf16=bf16)
-        long = REAL_TASKS[task].response_length >= suitability.LONG
-        return cls(like, REAL_CELLS_LONG if long else REAL_CELLS)
+        return cls(like, cells_of(task))
 
     def job(self, out: Path, cell: Cell, seed: int, rate: float) -> Job:
         _, setting, variant = cell
         one = replace(self.like, setting=SETTINGS[setting], variant=VARIANTS[variant], seed=seed, rate=rate)
         return Job(partial(train, one), curve_path(out, cell, seed), one.steps)
+
+
+def cells_of(task: str) -> Sequence[tuple[str, str]]:
+    """What is run of a task: all, or the central contrast where answers are long."""
+    return REAL_CELLS_LONG if REAL_TASKS[task].response_length >= suitability.LONG else REAL_CELLS
 
 
 def reproduce_on_model(

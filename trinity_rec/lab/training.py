@@ -109,7 +109,7 @@ def train(experiment: Experiment, report: Callable[[int], None] = lambda step: N
     prompts, held_out = (policy.prompts([problem.question for problem in part]) for part in (task.train, task.held_out))
     group = torch.arange(experiment.problems).repeat_interleave(experiment.samples)
 
-    of_initial = rollouts_of_initial(BEFORE_TRAINING(experiment))
+    of_initial = rollouts_of_initial(BEFORE_TRAINING(experiment), sums(parameters))
     versions: dict[int, dict[str, Tensor]] = {}  # weights after so many steps, until the explorer has taken them
     explorer_version = 0
     rows = [{"step": 0, **evaluate(policy, initial, task, held_out, experiment.seed)}]
@@ -129,7 +129,8 @@ def train(experiment: Experiment, report: Callable[[int], None] = lambda step: N
             rollouts = Rollouts(responses, torch.tensor(paid, dtype=torch.float64), drawing.get_state())
             if version == 0:
                 of_initial[step] = rollouts
-        drawing.set_state(rollouts.state)
+        else:
+            drawing.set_state(rollouts.state)
         responses = rollouts.responses
 
         # The trainer.
@@ -172,17 +173,23 @@ def train(experiment: Experiment, report: Callable[[int], None] = lambda step: N
     return [{name: row.get(name, float("nan")) for name in COLUMNS} for row in rows]
 
 
-# What rollouts hang on while the explorer has the initial weights: no algorithm, lag or learning rate.
+# What of an experiment rollouts hang on while the explorer has the initial weights: no algorithm, lag or rate.
 BEFORE_TRAINING = attrgetter("task", "model", "device", "bf16", "problems", "samples", "seed")
 
 
 @lru_cache(maxsize=8)
-def rollouts_of_initial(same: tuple[Any, ...]) -> dict[int, Rollouts]:
-    """Step -> the initial weights' rollouts, for all experiments of the process that have `same` in common.
+def rollouts_of_initial(same: tuple[Any, ...], weights: tuple[float, ...]) -> dict[int, Rollouts]:
+    """Step -> the initial weights' rollouts, for all experiments of the process that have both in common.
 
-    `train` fills it, and draws none twice: offline only the first of them has to sample at all.
+    `train` fills it, and draws none twice: offline only the first of them has to sample at all. The weights count too,
+    since a directory may hold others by the next run.
     """
     return {}
+
+
+def sums(parameters: Sequence[Tensor]) -> tuple[float, ...]:
+    """By which weights are told from others."""
+    return tuple(parameter.detach().sum(dtype=torch.float64).item() for parameter in parameters)
 
 
 def policy_of(experiment: Experiment) -> Policy:
