@@ -99,8 +99,8 @@ def test_the_readme_counts_the_real_model_s_verdicts():
     rewards = list(csv.DictReader((results / "rewards.csv").open(encoding="utf-8")))
     said = Counter(claim["verdict"] for claim in judged)
     readme = " ".join((DOCS.parent / "README.md").read_text(encoding="utf-8").split())
-    count = f"{said['holds']} hold, {said['does not hold']} do not and {said['inconclusive']} are inconclusive"
-    assert f"{len(rewards)} of {len(cells_of('products'))} cells run, {count} ([docs/reproduction.md]" in readme
+    count = f"hold {said['holds']}, do not hold {said['does not hold']}, inconclusive {said['inconclusive']}"
+    assert f"{len(rewards)} of {len(cells_of('products'))} cells run: {count} ([docs/reproduction.md]" in readme
 
 
 def test_the_real_model_s_rates_are_those_that_were_measured():
