@@ -31,8 +31,16 @@ def test_every_claim_was_measured_by_the_rule_that_the_code_has():
         assert each["rule"] == (BANDIT_RULE if each["claim"] == BANDIT else CLAIMS[each["claim"]].rule)
 
 
-def test_the_summary_is_that_of_the_results():
-    assert summary_table(JUDGED) in PAGE
+def test_the_summary_is_that_of_the_results_with_the_real_model_s_beside_it():
+    products = json.loads((RESULTS / "smollm2" / "products" / "claims.json").read_text(encoding="utf-8"))
+    column = {"claim": " SmolLM2, products |", "---": "---|"} | {each["claim"]: in_a_cell(each) for each in products}
+    rows = summary_table(JUDGED).splitlines()
+    assert "\n".join(row + column.get(row.split("|")[1].strip(), "  |") for row in rows) in PAGE
+
+
+def in_a_cell(claim):
+    low, high = claim["interval"]
+    return f" **{claim['verdict']}** {claim['effect']:+.3f} ({low:+.3f} to {high:+.3f}) |"
 
 
 @pytest.mark.parametrize("claim", JUDGED, ids=lambda claim: claim["claim"])
