@@ -3,12 +3,13 @@
 import csv
 import json
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from trinity_rec.lab import rates
+from trinity_rec.lab import contrast, rates
 from trinity_rec.lab.claims import CLAIMS
 from trinity_rec.lab.on_model import cells_of
 from trinity_rec.lab.report import mass_table, parts_table, rewards_table, summary_table, trinity_table
@@ -99,6 +100,19 @@ def test_the_real_model_s_tables_are_those_of_its_results():
         assert rewards_table(rewards) in PAGE and all(row["seeds"] == "3" for row in rewards)
         task = path.parent.name
         assert f"{len(rewards)} of the {len(cells_of(task))} cells of `{task}` are whole" in PAGE
+
+
+def test_the_contrast_through_the_real_pipeline_is_that_of_its_runs(tmp_path):
+    kept = RESULTS / "smollm2" / "trinity"
+    shutil.copytree(kept, tmp_path, dirs_exist_ok=True)
+    judged = contrast.judge(tmp_path)
+    assert judged == json.loads((kept / "contrast.json").read_text(encoding="utf-8"))
+    assert sorted((run["algorithm"], run["seed"], len(run["intervals"])) for run in judged["runs"]) == [
+        (algorithm, seed, 6) for algorithm in (contrast.CLIPPED, contrast.UNCLIPPED) for seed in (1, 2)
+    ]
+    section = PAGE.partition("**Through the real pipeline.**")[2].partition("**The tasks**")[0]
+    assert contrast.contrast_table(judged["runs"]) in section and "smollm2/trinity/contrast.png" in section
+    assert f"The contrast is **{'seen' if judged['seen'] else 'not seen'}**" in section
 
 
 def test_the_readme_counts_the_real_model_s_verdicts():
