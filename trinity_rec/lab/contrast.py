@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from trinity_rec.plot.draw import FAINT, INK, Curve, draw_curves, figure_grid, save, shared_legend
+from trinity_rec.plot.draw import FAINT, INK, Curve, draw_curves, figure_grid, save, shared_legend, styles_for
 from trinity_rec.terminal import UsageError, stdout
 from trinity_rec.variants import VARIANTS
 
@@ -81,7 +81,7 @@ def seen(runs: Sequence[Run]) -> bool:
         by_seed.setdefault(run.seed, {})[run.algorithm] = run
     for seed, pair in by_seed.items():
         if missing := {UNCLIPPED, CLIPPED} - pair.keys():
-            raise UsageError(f"seed {seed} lacks {', '.join(missing)}")
+            raise UsageError(f"seed {seed} lacks {', '.join(sorted(missing))}")
     return all(
         pair[UNCLIPPED].collapses
         and not pair[CLIPPED].collapses
@@ -103,7 +103,7 @@ def contrast_table(runs: Sequence[Mapping[str, Any]]) -> str:
 
 def draw(runs: Sequence[Run], path: Path) -> Path:
     """A panel a seed: mean reward by interval, and beyond the last one the held-out accuracy."""
-    seeds = sorted({run.seed for run in runs})
+    seeds, styles = sorted({run.seed for run in runs}), styles_for(run.algorithm for run in runs)
     figure, grid = figure_grid(1, len(seeds), panel=(3.6, 2.6))
     for axes, seed in zip(grid[0], seeds, strict=True):
         same = [run for run in runs if run.seed == seed]
@@ -116,10 +116,10 @@ def draw(runs: Sequence[Run], path: Path) -> Path:
             )
             for run in same
         ]
-        draw_curves(axes, curves, title=f"seed {seed}", xlabel="sync interval")
+        draw_curves(axes, curves, title=f"seed {seed}", xlabel="sync interval", styles=styles)
         end = max(len(run.intervals) for run in same) + 0.6
-        for run, line in zip(same, list(axes.get_lines()), strict=True):
-            axes.plot([end], [run.accuracy], "o", color=line.get_color(), markersize=7, clip_on=False)
+        for run in same:
+            axes.plot([end], [run.accuracy], "o", color=styles[run.algorithm].colour, markersize=7, clip_on=False)
         axes.set(xlim=(0.8, end), ylim=(0, 1.02))
     grid[0, 0].set_ylabel("reward of the rollouts", color=INK, fontsize=9.5)
     grid[0, 0].plot([], [], "o", color=FAINT, markersize=7, label="held-out accuracy at the end")
@@ -136,7 +136,8 @@ def judge(directory: Path) -> dict[str, Any]:
     Raises:
         UsageError: `directory` holds no runs, or not each seed's two.
     """
-    runs = sorted((read_run(path.parent) for path in directory.glob("*/summary.json")), key=lambda run: run.seed)
+    found = (read_run(path.parent) for path in directory.glob("*/summary.json"))
+    runs = sorted(found, key=lambda run: (run.seed, run.algorithm))
     if not runs:
         raise UsageError(f"{directory} holds no quickstarts; --help says how they are made")
     verdict = {"seen": seen(runs), "runs": [asdict(run) | {"collapses": run.collapses} for run in runs]}
