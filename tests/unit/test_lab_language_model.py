@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
@@ -154,6 +155,23 @@ def test_it_trains_by_the_same_train_and_repeats_to_the_bit(directory, setting):
     first, again = runs
     np.testing.assert_array_equal(first, again)
     assert steps == [1, 2, 1, 2] and first.shape[0] == 3 and np.isfinite(first[1:]).all()
+
+
+def test_training_gives_back_what_is_freed_at_every_evaluation(directory, monkeypatch):
+    """As it goes between the passes of a real model: large tensors die while others around them live."""
+    held, tidy = [], LanguageModel.tidy
+
+    def in_holes(policy):
+        large = [torch.ones(1 << 18) for _ in range(400)]  # 1 MiB each
+        del large[::2]
+        before = psutil.Process().memory_info().rss
+        tidy(policy)
+        held.append((before - psutil.Process().memory_info().rss) / (1 << 20))
+
+    monkeypatch.setattr(LanguageModel, "tidy", in_holes)
+    torch.ones(1 << 22)  # is freed at once: what is smaller comes from glibc's heap from now on
+    train(replace(RUN, model=directory, evaluate_every=1))
+    assert len(held) == 2 and min(held) > 150
 
 
 def test_a_model_that_cannot_be_asked_is_refused_in_one_line(tmp_path):

@@ -6,6 +6,7 @@ measured to be faster the layers compute in it; head, weights and optimizer stay
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -141,6 +142,13 @@ class LanguageModel(Policy):
             entropy += spread.item()
         padded = torch.zeros(responses.mask.shape).masked_scatter(responses.mask, torch.cat(logprob))
         return Scores(padded, entropy / int(responses.mask.sum()))
+
+    def tidy(self) -> None:
+        """Give back what is freed: glibc keeps it in holes of all sizes, 6 GiB after two steps of 8x8 with 135M
+        parameters.
+        """
+        if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+            trim(0)
 
     def _read(self, rows: list[Row], sequences: list[Tensor], said: list[Tensor]) -> tuple[Tensor, Tensor]:
         """The logprobs of what the rows' members said, one after the other, and the sum of the entropies there."""
