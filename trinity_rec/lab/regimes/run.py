@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,7 @@ class Map:
         return dict(Counter(missing))
 
     def judged(self) -> list[dict[str, Any]]:
-        """The objects of `regimes.json`: a part of a claim in a cell, where all that it needs is there."""
+        """The objects of `regimes.json`: a part of a claim in a cell, where all that it needs is there, by claim."""
         rows = []
         for task, lags in LAGS_OF.items():
             for lag in (lag for lag in LAGS if lag in lags):
@@ -117,7 +118,7 @@ class Map:
                     curves = self._curves(cell, runs_of(self.claims, cell))
                     for claim in self.claims:
                         rows += self._judged_in(claim, cell, curves)
-        return rows
+        return sorted(rows, key=itemgetter("claim"))
 
     def _curves(self, cell: Cell, runs: Sequence[Run]) -> dict[Run, list[Curve]]:
         """Of the runs whose seeds all are there."""
