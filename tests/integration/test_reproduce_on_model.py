@@ -2,10 +2,12 @@
 
 import csv
 import json
+import os
 from dataclasses import replace
 
 import psutil
 import pytest
+import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -13,7 +15,8 @@ from tests.tiny_model import make_tiny_model
 from trinity_rec.cli import app
 from trinity_rec.lab import on_model, rates
 from trinity_rec.lab.claims import CENTRAL, CLAIMS, OFFLINE, REAL_CELLS, REAL_CELLS_LONG, SYNC
-from trinity_rec.lab.on_model import Grid, reproduce_on_model, room_for
+from trinity_rec.lab.grid import Processes
+from trinity_rec.lab.on_model import Grid, check_room, reproduce_on_model
 from trinity_rec.lab.reproduce import ALL_CLAIMS, OtherResults
 from trinity_rec.tinker_local.errors import ServeError
 
@@ -96,11 +99,37 @@ def test_the_cells_and_their_order():
     assert [len(claim.parts) for claim in judged] == [2, 4, 3, 1, 3, 6, 2]
 
 
+def test_the_cores_are_divided_among_the_processes(grid, tmp_path, monkeypatch):
+    """One process has them all: training a model is a matter of memory, where several stand in each other's way."""
+    asked = []
+
+    class Begun(Exception):
+        pass
+
+    def processes(workers, threads):
+        asked.append((workers, threads))
+        raise Begun
+
+    monkeypatch.setattr(on_model, "Processes", processes)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    for workers in (None, 3):
+        with pytest.raises(Begun):
+            reproduce_on_model(ALL_CLAIMS, grid, tmp_path, workers, CONSOLE)
+    assert asked == [(1, 8), (3, 2)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_process_has_the_threads_that_it_is_given(threads):
+    with Processes(1, threads) as processes:
+        assert processes.submit(torch.get_num_threads).result() == threads
+
+
 def test_too_little_memory_is_said_with_the_number_needed(model):
-    assert room_for(model, "cpu", None) >= 1
+    check_room(model, "cpu", 1)
     too_many = int(psutil.virtual_memory().available // on_model.ACTIVATIONS) + 1
     with pytest.raises(ServeError, match=rf"in {too_many} processes takes about \d+\.\d GiB of memory, \d+\.\d are"):
-        room_for(model, "cpu", too_many)
+        check_room(model, "cpu", too_many)
 
 
 @pytest.mark.parametrize(

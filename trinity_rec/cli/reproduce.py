@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from trinity_rec.cli.arguments import WORKERS
 from trinity_rec.terminal import UsageError, needs_extra, print_table, stderr, stdout
 
 EXAMPLE = "trinity-rec reproduce --quick C2 C3"
@@ -37,7 +36,14 @@ def command(
         Path | None,
         typer.Option(help="Where results go; runs/reproduce, runs/reproduce-quick or runs/reproduce-TASK by default."),
     ] = None,
-    workers: Annotated[int | None, WORKERS] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Processes, one thread each; one a core by default. With --model: one by default, and the cores are "
+            "divided among them.",
+        ),
+    ] = None,
     trinity: Annotated[
         bool, typer.Option("--trinity", help="Also four runs through the real `trinity run`; takes tens of minutes.")
     ] = False,

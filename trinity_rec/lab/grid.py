@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +42,16 @@ class Job:
 
 
 class Processes:
-    """So many processes of one thread each, for all grids of a call: to start one, with torch, takes seconds.
+    """So many processes of so many threads each, for all grids of a call: to start one, with torch, takes seconds.
 
     None starts before the first run. Leaving the block cancels the runs that have not begun and waits for the others.
     """
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, threads: int = 1) -> None:
         context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
         self._steps = context.Value("l", 0)
-        self._pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(self._steps,))
+        begin = partial(_begin, self._steps, threads)
+        self._pool = ProcessPoolExecutor(workers, mp_context=context, initializer=begin)
 
     def __enter__(self) -> Processes:
         return self
@@ -84,12 +86,12 @@ def run_grid(
         show(runs, lambda: processes.steps_done - before, total, console, what, each)
 
 
-def _begin(steps: Any) -> None:
+def _begin(steps: Any, threads: int) -> None:
     """In a new process; `steps` is where it adds the steps that it makes."""
     global _steps
     _steps = steps
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which lets the runs at work finish
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
 
 
 def _run(job: Job) -> None:
