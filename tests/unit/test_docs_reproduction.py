@@ -12,6 +12,9 @@ import pytest
 from trinity_rec.lab import contrast, rates
 from trinity_rec.lab.claims import CLAIMS
 from trinity_rec.lab.on_model import cells_of
+from trinity_rec.lab.regimes.report import summary_table as regimes_table
+from trinity_rec.lab.regimes.rules import LAGS_OF, MAPPED
+from trinity_rec.lab.regimes.rules import SEEDS as REGIME_SEEDS
 from trinity_rec.lab.report import mass_table, parts_table, rewards_table, summary_table, trinity_table
 from trinity_rec.lab.reproduce import ALL_CLAIMS, BANDIT, BANDIT_RULE, FULL, cells
 from trinity_rec.lab.tasks import TASKS
@@ -37,6 +40,19 @@ def test_the_summary_is_that_of_the_results_with_the_real_model_s_beside_it():
     column = {"claim": " SmolLM2, products |", "---": "---|"} | {each["claim"]: in_a_cell(each) for each in products}
     rows = summary_table(JUDGED).splitlines()
     assert "\n".join(row + column.get(row.split("|")[1].strip(), "  |") for row in rows) in PAGE
+
+
+def test_the_map_is_that_of_its_results():
+    rows = json.loads((RESULTS / "regimes" / "regimes.json").read_text(encoding="utf-8"))
+    assert regimes_table(rows) in PAGE and "(reproduction/regimes/map.png)" in PAGE
+    columns = [(task, lag) for task, lags in LAGS_OF.items() for lag in lags]
+    whole = {(row["task"], row["lag"]) for row in rows}
+    assert whole <= set(columns) and f"{len(whole)} of the {len(columns)} columns" in PAGE
+    assert {row["seeds"] for row in rows} == {len(REGIME_SEEDS)}
+    section = PAGE.partition("## Where each claim holds")[2].partition("\n## ")[0]
+    assert all(f"- **{name}** holds" in section for name in MAPPED)
+    for name in ("map", *MAPPED):
+        assert (RESULTS / "regimes" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
 def in_a_cell(claim):
