@@ -12,7 +12,7 @@ class InProcess(Executor):
 
     def __init__(self, workers, mp_context, initializer, initargs):
         type(self).started += 1
-        (grid._steps,) = initargs
+        grid._steps, _ = initargs
 
     def submit(self, work, *arguments):
         run = Future()

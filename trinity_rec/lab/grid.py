@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +49,9 @@ class Processes:
     def __init__(self, workers: int, threads: int = 1) -> None:
         context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
         self._steps = context.Value("l", 0)
-        begin = partial(_begin, self._steps, threads)
-        self._pool = ProcessPoolExecutor(workers, mp_context=context, initializer=begin)
+        self._pool = ProcessPoolExecutor(
+            workers, mp_context=context, initializer=_begin, initargs=(self._steps, threads)
+        )
 
     def __enter__(self) -> Processes:
         return self
