@@ -93,7 +93,7 @@ def reproduce_on_model(
 
     Args:
         workers: processes, among which the cores are divided; by default one. Two of one thread each took 44 s a step
-            of `counting` with SmolLM2-135M on two cores, one of two threads 21 s: memory is the bottleneck.
+            of `counting` with SmolLM2-135M on two cores, one of two threads 21 to 28 s: they wait for the memory.
 
     Returns:
         The objects of `claims.json`.
