@@ -11,6 +11,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from trinity_rec.cli.arguments import WORKERS
 from trinity_rec.terminal import UsageError, needs_extra, print_table, stderr, stdout
 
 EXAMPLE = "trinity-rec arena --quick --task addition --lag sync_interval_20 --variant my.yaml"
@@ -40,9 +41,7 @@ def command(
     out: Annotated[
         Path | None, typer.Option(help="Where results go; runs/arena or runs/arena-quick by default.")
     ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes, one thread each; one a core by default.")
-    ] = None,
+    workers: Annotated[int | None, WORKERS] = None,
 ) -> None:
     """Compare off-policy corrections on small models: algorithm x lag x task, each at a learning rate of its own.
 

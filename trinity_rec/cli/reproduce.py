@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from trinity_rec.cli.arguments import WORKERS
 from trinity_rec.terminal import UsageError, needs_extra, print_table, stderr, stdout
 
 EXAMPLE = "trinity-rec reproduce --quick C2 C3"
@@ -38,11 +39,7 @@ def command(
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            help="Processes, one thread each; one a core by default. With --model: one by default, and the cores are "
-            "divided among them.",
-        ),
+        typer.Option(min=1, help=f"{WORKERS.help} With --model: one by default, and the cores are divided among them."),
     ] = None,
     trinity: Annotated[
         bool, typer.Option("--trinity", help="Also four runs through the real `trinity run`; takes tens of minutes.")
