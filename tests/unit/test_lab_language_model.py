@@ -1,11 +1,12 @@
 """A real model in the lab: it samples what it says it samples, and scores as a pass over whole sequences does."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
@@ -15,6 +16,7 @@ from trinity_rec.lab import language_model
 from trinity_rec.lab.language_model import LanguageModel
 from trinity_rec.lab.training import COLUMNS, Experiment, rollouts_of_initial, train
 from trinity_rec.tinker_local.errors import ServeError
+from trinity_rec.tinker_local.model import ServedModel
 from trinity_rec.variants import SETTINGS, VARIANTS
 
 QUESTIONS = ["what is one and two?", "the answer", "what is three and the answer and two and one?"]
@@ -139,6 +141,15 @@ def test_bfloat16_is_near(directory):
     assert 0 < (frozen - expected)[said.mask].abs().max() < 0.5
 
 
+def test_a_cache_in_bfloat16_draws_what_one_in_float32_does_to_the_bit(directory, monkeypatch):
+    rounded = LanguageModel.load(directory, bf16=True).frozen()
+    prompts = rounded.prompts(QUESTIONS)
+    said = rounded.sample(prompts, 4, 9, torch.Generator().manual_seed(0))
+    monkeypatch.setattr(ServedModel, "attention_dtype", torch.float32)
+    exact = rounded.sample(prompts, 4, 9, torch.Generator().manual_seed(0))
+    assert torch.equal(said.tokens, exact.tokens) and torch.equal(said.logprob, exact.logprob)
+
+
 def test_texts_leave_special_tokens_out(policy):
     said = policy.sample(policy.prompts(QUESTIONS), 8, 9, torch.Generator().manual_seed(0))
     texts = policy.texts(said)
@@ -157,21 +168,26 @@ def test_it_trains_by_the_same_train_and_repeats_to_the_bit(directory, setting):
     assert steps == [1, 2, 1, 2] and first.shape[0] == 3 and np.isfinite(first[1:]).all()
 
 
-def test_training_gives_back_what_is_freed_at_every_evaluation(directory, monkeypatch):
-    """As it goes between the passes of a real model: large tensors die while others around them live."""
-    held, tidy = [], LanguageModel.tidy
+def test_what_is_freed_is_taken_again_without_the_system(directory):
+    """In a process of its own, where nothing else has told malloc what to keep."""
+    program = f"""
+import resource, torch
+from pathlib import Path
+from trinity_rec.lab.language_model import LanguageModel
 
-    def in_holes(policy):
-        large = [torch.ones(1 << 18) for _ in range(400)]  # 1 MiB each
-        del large[::2]
-        before = psutil.Process().memory_info().rss
-        tidy(policy)
-        held.append((before - psutil.Process().memory_info().rss) / (1 << 20))
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(1 << 25)  # 128 MiB, which is 32768 pages, freed at once
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-    monkeypatch.setattr(LanguageModel, "tidy", in_holes)
-    torch.ones(1 << 22)  # is freed at once: what is smaller comes from glibc's heap from now on
-    train(replace(RUN, model=directory, evaluate_every=1))
-    assert len(held) == 2 and min(held) > 150
+before = [faults() for _ in range(3)]
+LanguageModel.load(Path({str(directory)!r}))
+print(*before, *(faults() for _ in range(10)))
+"""
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    faults = [int(number) for number in said.split()]
+    # Something small may be put where it was, once or twice.
+    assert min(faults[:3]) > 30_000 and sum(count > 1_000 for count in faults[3:]) <= 3, faults
 
 
 def test_a_model_that_cannot_be_asked_is_refused_in_one_line(tmp_path):

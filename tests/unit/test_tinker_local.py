@@ -25,7 +25,7 @@ from trinity_rec.tinker_local.connections import Packets
 from trinity_rec.tinker_local.errors import RequestError
 from trinity_rec.tinker_local.futures import Futures
 from trinity_rec.tinker_local.kv_cache import RaggedCache
-from trinity_rec.tinker_local.logprobs import hidden_states, token_logprobs
+from trinity_rec.tinker_local.logprobs import hidden_states, token_logprobs, token_logprobs_and_entropies
 from trinity_rec.tinker_local.model import ServedModel, load
 from trinity_rec.tinker_local.packing import rows_of
 from trinity_rec.tinker_local.sampling import BatchSampler, SampleRequest, pick
@@ -206,12 +206,15 @@ def test_sliced_logprobs_are_those_of_all_logits_with_the_same_gradient(served, 
     for sliced in (True, False):
         hidden = hidden_states(model, tokens)[:, :-1].flatten(0, 1)
         if sliced:
-            logprobs = token_logprobs(model, hidden, targets)
+            logprobs, entropies = token_logprobs_and_entropies(model, hidden, targets)
+            assert torch.equal(logprobs, token_logprobs(model, hidden, targets)) and not entropies.requires_grad
         else:
-            logprobs = model.lm_head(hidden).float().log_softmax(-1).gather(1, targets[:, None])[:, 0]
+            every = model.lm_head(hidden).float().log_softmax(-1)
+            logprobs, entropies = every.gather(1, targets[:, None])[:, 0], -(every.exp() * every).sum(-1)
         model.zero_grad()
         (logprobs * weights).sum().backward()
-        results.append([logprobs.detach(), *(parameter.grad for parameter in model.parameters())])
+        gradients = [parameter.grad for parameter in model.parameters()]
+        results.append([logprobs.detach(), entropies.detach(), *gradients])
     for ours, plain in zip(*results, strict=True):
         assert torch.allclose(ours, plain, atol=1e-5)
 

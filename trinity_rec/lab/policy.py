@@ -83,10 +83,6 @@ class Policy(ABC):
     def score(self, prompts: Sequence[Tensor], responses: Responses) -> Scores:
         """Score responses to the prompts, where the mask is; elsewhere `logprob` means nothing."""
 
-    def tidy(self) -> None:
-        """Hold no more memory than it takes; called now and then in training."""
-        return
-
 
 def entropy(logprobs: Tensor, mask: Tensor) -> float:
     """Of the policy, in nats, mean over the tokens of `mask`; `logprobs` is [rows, response, vocabulary]."""

@@ -169,7 +169,6 @@ def train(experiment: Experiment, report: Callable[[int], None] = lambda step: N
             means = {name: sum(row[name] for row in recent) / len(recent) for name in recent[0]}
             rows.append({"step": step + 1, **means, **evaluate(policy, initial, task, held_out, experiment.seed)})
             recent = []
-            policy.tidy()
         report(step + 1)
     return [{name: row.get(name, float("nan")) for name in COLUMNS} for row in rows]
 

@@ -12,12 +12,16 @@ from transformers import Cache, DynamicCache
 class RaggedCache(Cache):
     """Keys and values as one tensor [layers, 2, rows, heads, columns, width], grown by doubling.
 
+    Its type is the one that attention computes in: under autocast that rounds keys and values to bfloat16 wherever they
+    come from, so that a cache in float32 would be rounded anew, whole, at every token, to the same numbers.
+
     `rows` is the number of rows in use. Between `write_at` and the model's forward pass over one token a row, the
     cache takes the new keys and values at each row's own column.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(layers=[])
+        self.dtype = dtype
         self.rows = 0
         self._data: Tensor | None = None
         self._row_index: Tensor | None = None
@@ -64,7 +68,6 @@ class RaggedCache(Cache):
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs):
         layer = self._data[layer_idx]
-        # Under autocast values are bfloat16, and keys, which the positions have turned, float32.
         layer[0, self._row_index, :, self._columns] = key_states[:, :, 0].to(layer.dtype)
         layer[1, self._row_index, :, self._columns] = value_states[:, :, 0].to(layer.dtype)
         return layer[0, : self.rows, :, : self._width], layer[1, : self.rows, :, : self._width]
@@ -86,7 +89,8 @@ class RaggedCache(Cache):
         room_rows = 2 * rows if 0 < held_rows < rows else max(rows, min(held_rows, 2 * rows))
         room_columns = 2 * columns if columns > held_columns else min(held_columns, 2 * columns)
         # Zeros, not garbage: a masked column still takes part, as 0 times its value.
-        self._data = like.new_zeros(layers, 2, room_rows, like.shape[1], room_columns, like.shape[3])
+        shape = (layers, 2, room_rows, like.shape[1], room_columns, like.shape[3])
+        self._data = torch.zeros(shape, dtype=self.dtype, device=like.device)
         if old is not None:
             used = min(held_columns, room_columns)
             self._data[:, :, : self.rows, :, :used] = old[:, :, : self.rows, :, :used]

@@ -42,29 +42,43 @@ def token_logprobs(model: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
     Returns:
         float32 [tokens], differentiable in `hidden` and the output embedding.
     """
+    return _of_tokens(model, hidden, targets, False)[0]
+
+
+def token_logprobs_and_entropies(model: nn.Module, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """As `token_logprobs`, and the entropy [tokens] of each of these distributions, in nats; it has no gradient."""
+    return _of_tokens(model, hidden, targets, True)
+
+
+def _of_tokens(model: nn.Module, hidden: Tensor, targets: Tensor, entropies: bool) -> tuple[Tensor, Tensor]:
     head = model.get_output_embeddings()
-    return _TokenLogprobs.apply(hidden, head.weight, head.bias, targets)
+    return _TokenLogprobs.apply(hidden, head.weight, head.bias, targets, entropies)
 
 
 class _TokenLogprobs(torch.autograd.Function):
-    """log softmax(hidden @ weight.T + bias)[target], sliced over tokens.
+    """log softmax(hidden @ weight.T + bias)[target] and, where it is asked for, the entropy; sliced over tokens.
 
     Backward: d logprob / d logits = onehot(target) - softmax(logits), from logits computed again.
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, targets):
+    def forward(ctx, hidden, weight, bias, targets, entropies):
         logprobs = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         normaliser = torch.empty_like(logprobs)
+        entropy = torch.empty_like(logprobs) if entropies else logprobs.new_empty(0)
         for part in _slices(len(targets), len(weight)):
             logits = nn.functional.linear(hidden[part], weight, bias).float()
             normaliser[part] = logits.logsumexp(-1)
             logprobs[part] = logits.gather(1, targets[part, None])[:, 0] - normaliser[part]
+            if entropies:
+                every = logits.sub_(normaliser[part, None])
+                entropy[part] = every.exp().mul_(every).sum(-1).neg_()
         ctx.save_for_backward(hidden, weight, bias, targets, normaliser)
-        return logprobs
+        ctx.mark_non_differentiable(entropy)
+        return logprobs, entropy
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx, grad, _):
         hidden, weight, bias, targets, normaliser = ctx.saved_tensors
         grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight)
         grad_bias = None if bias is None else torch.zeros_like(bias)
@@ -77,7 +91,7 @@ class _TokenLogprobs(torch.autograd.Function):
             grad_weight.addmm_(d_logits.T, hidden[part])
             if grad_bias is not None:
                 grad_bias += d_logits.sum(0)
-        return grad_hidden, grad_weight, grad_bias, None
+        return grad_hidden, grad_weight, grad_bias, None, None
 
 
 def _slices(tokens: int, vocabulary: int) -> list[slice]:

@@ -40,6 +40,11 @@ class ServedModel:
     cache_bytes_per_token: int
     stop_ids: tuple[int, ...]
 
+    @property
+    def attention_dtype(self) -> torch.dtype:
+        """What keys and values are rounded to, if they are not yet."""
+        return torch.bfloat16 if self.bf16 else torch.float32
+
     def copy(self, *, frozen: bool = False) -> nn.Module:
         """A model of its own on the device, with the base weights, in evaluation mode.
 

@@ -207,8 +207,7 @@ class BatchSampler:
         self._joining: list[Job] = []
         self._suspects: list[list[Job]] = []  # parts of a batch that failed: each runs again without the others
         self._apart = False  # whether what runs is such a part
-        self._rows = Rows.of([], served.device)
-        self._cache = RaggedCache()
+        self._rows, self._cache = self._empty_batch()
         self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
         self._thread.start()
 
@@ -359,6 +358,9 @@ class BatchSampler:
         self._weights = weights
         return True
 
+    def _empty_batch(self) -> tuple[Rows, RaggedCache]:
+        return Rows.of([], self.served.device), RaggedCache(self.served.attention_dtype)
+
     def _prefill(self, jobs: list[Job]) -> None:
         """One pass over the distinct prompts of these jobs; their samples draw their first token and join."""
         place: dict[tuple[int, ...], int] = {}
@@ -397,7 +399,7 @@ class BatchSampler:
             ).last_hidden_state
             going_on = self._draw(self._rows, logits_of(self._model, hidden[:, 0]))
             if not going_on:
-                self._rows, self._cache = Rows.of([], self.served.device), RaggedCache()
+                self._rows, self._cache = self._empty_batch()
             elif len(going_on) < len(self._rows):
                 self._rows = self._rows.select(self._cache.keep(going_on))
 
@@ -486,7 +488,7 @@ class BatchSampler:
         """The batch failed: one that is alone is told so, halves of more begin anew apart from each other."""
         jobs = self._present()
         self.stats.add(sample_parts=1)
-        self._joining, self._rows, self._cache = [], Rows.of([], self.served.device), RaggedCache()
+        self._joining, (self._rows, self._cache) = [], self._empty_batch()
         if len(jobs) == 1:
             if not isinstance(error, RequestError):
                 log.error("sampling failed", exc_info=error)
