@@ -115,7 +115,7 @@ def show(
     each: Callable[[], None] = lambda: None,
 ) -> None:
     """Wait for all runs with a bar of their steps and the time left; where there is no terminal, a line at each tenth,
-    and at the end of a run if the last one is more than a minute ago.
+    at the end of a run if the last one is a minute ago, and after five minutes in any case.
     """
     columns = (
         TextColumn("[bold]{task.description}"),
@@ -138,7 +138,8 @@ def show(
                 each()
             done, now = steps_done(), time.monotonic()
             bar.update(task, completed=done)
-            if not console.is_terminal and (10 * done // total > tenths or (finished and now - said > 60)):
+            due = 10 * done // total > tenths or now - said > (60 if finished else 300)
+            if due and not console.is_terminal:
                 tenths, said = 10 * done // total, now
                 left = (now - began) / max(done, 1) * (total - done) / 60
                 runs_done = len(runs) - len(waiting)
