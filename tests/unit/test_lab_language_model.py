@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
@@ -166,6 +167,23 @@ def test_it_trains_by_the_same_train_and_repeats_to_the_bit(directory, setting):
     first, again = runs
     np.testing.assert_array_equal(first, again)
     assert steps == [1, 2, 1, 2] and first.shape[0] == 3 and np.isfinite(first[1:]).all()
+
+
+def test_what_is_freed_goes_back_where_little_is_left(policy, monkeypatch):
+    """As it goes between the passes of a real model: large tensors die while others around them live."""
+    prompts = policy.prompts(QUESTIONS)
+    said = policy.sample(prompts, 2, 4, torch.Generator().manual_seed(0))
+
+    def given_back() -> float:
+        large = [torch.ones(1 << 18) for _ in range(400)]  # 1 MiB each
+        del large[::2]
+        before = psutil.Process().memory_info().rss
+        policy.score(prompts, said)
+        return (before - psutil.Process().memory_info().rss) / (1 << 20)
+
+    assert given_back() < 50
+    monkeypatch.setattr(language_model, "LITTLE_MEMORY", 1 << 62)
+    assert given_back() > 150
 
 
 def test_what_is_freed_is_taken_again_without_the_system(directory):

@@ -41,8 +41,8 @@ SCALE = "scale.json"
 SEEDS = 3
 LENGTH = {"steps": 60, "problems": 8, "samples": 8}
 # Of a training process: float32 weights, gradients, Adam's two moments, the model as loaded, the newest version for the
-# explorer, and explorer and initial policy, in float32 at worst; activations, and what is freed and kept: a run of
-# `counting` with SmolLM2-135M held 10.4 GiB in all.
+# explorer, and explorer and initial policy, in float32 at worst; and activations. A run of `counting` with SmolLM2-135M
+# held 11 GiB in all, and up to 15 where there was room to keep what is freed.
 BYTES_A_PARAMETER = 4 * 8
 ACTIVATIONS = 7 * GIB
 
