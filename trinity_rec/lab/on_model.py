@@ -42,7 +42,7 @@ SEEDS = 3
 LENGTH = {"steps": 60, "problems": 8, "samples": 8}
 # Of a training process: float32 weights, gradients, Adam's two moments, the model as loaded, the newest version for the
 # explorer, and explorer and initial policy, in float32 at worst; and activations. A run of `counting` with SmolLM2-135M
-# held 11 GiB in all, and up to 15 where there was room to keep what is freed.
+# held 10 GiB after a few steps, and up to 15 where there was room to keep what is freed.
 BYTES_A_PARAMETER = 4 * 8
 ACTIVATIONS = 7 * GIB
 
@@ -92,8 +92,7 @@ def reproduce_on_model(
     from.
 
     Args:
-        workers: processes, among which the cores are divided; by default one, which is as fast on few cores and takes
-            the memory of one.
+        workers: processes, among which the cores are divided; by default one: each needs gigabytes (`check_room`).
 
     Returns:
         The objects of `claims.json`.
