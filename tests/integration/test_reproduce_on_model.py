@@ -111,6 +111,7 @@ def test_the_cores_are_divided_among_the_processes(grid, tmp_path, monkeypatch):
         raise Begun
 
     monkeypatch.setattr(on_model, "Processes", processes)
+    monkeypatch.setattr(on_model, "ACTIVATIONS", 0)  # nothing trains here, whatever memory other tests leave
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     for workers in (None, 3):
         with pytest.raises(Begun):
