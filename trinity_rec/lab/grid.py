@@ -45,13 +45,20 @@ class Processes:
     """So many processes of so many threads each, for all grids of a call: to start one, with torch, takes seconds.
 
     None starts before the first run. Leaving the block cancels the runs that have not begun and waits for the others.
+
+    Args:
+        runs: of a process, which then makes way for a new one; by default all that come.
     """
 
-    def __init__(self, workers: int, threads: int = 1) -> None:
+    def __init__(self, workers: int, threads: int = 1, runs: int | None = None) -> None:
         context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
         self._steps = context.Value("l", 0)
         self._pool = ProcessPoolExecutor(
-            workers, mp_context=context, initializer=_begin, initargs=(self._steps, threads)
+            workers,
+            mp_context=context,
+            initializer=_begin,
+            initargs=(self._steps, threads),
+            max_tasks_per_child=runs,
         )
 
     def __enter__(self) -> Processes:
