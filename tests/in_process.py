@@ -10,7 +10,7 @@ class InProcess(Executor):
 
     started = 0
 
-    def __init__(self, workers, mp_context, initializer, initargs):
+    def __init__(self, workers, mp_context, initializer, initargs, max_tasks_per_child):
         type(self).started += 1
         grid._steps, _ = initargs
 

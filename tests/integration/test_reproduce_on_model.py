@@ -100,14 +100,16 @@ def test_the_cells_and_their_order():
 
 
 def test_the_cores_are_divided_among_the_processes(grid, tmp_path, monkeypatch):
-    """One process has them all: training a model is a matter of memory, where several stand in each other's way."""
+    """One process at a time has them all: training a model is a matter of memory, where several stand in each other's
+    way; and each run has a new one.
+    """
     asked = []
 
     class Begun(Exception):
         pass
 
-    def processes(workers, threads):
-        asked.append((workers, threads))
+    def processes(workers, threads, runs):
+        asked.append((workers, threads, runs))
         raise Begun
 
     monkeypatch.setattr(on_model, "Processes", processes)
@@ -116,7 +118,7 @@ def test_the_cores_are_divided_among_the_processes(grid, tmp_path, monkeypatch):
     for workers in (None, 3):
         with pytest.raises(Begun):
             reproduce_on_model(ALL_CLAIMS, grid, tmp_path, workers, CONSOLE)
-    assert asked == [(1, 8), (3, 2)]
+    assert asked == [(1, 8, 1), (3, 2, 1)]
 
 
 @pytest.mark.slow
@@ -124,6 +126,13 @@ def test_the_cores_are_divided_among_the_processes(grid, tmp_path, monkeypatch):
 def test_a_process_has_the_threads_that_it_is_given(threads):
     with Processes(1, threads) as processes:
         assert processes.submit(torch.get_num_threads).result() == threads
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("runs", "begun"), [(1, 2), (None, 1)])
+def test_a_process_makes_way_after_its_runs(runs, begun):
+    with Processes(1, runs=runs) as processes:
+        assert len({processes.submit(os.getpid).result() for _ in range(2)}) == begun
 
 
 def test_too_little_memory_is_said_with_the_number_needed(model):
