@@ -26,8 +26,8 @@ Past = list[tuple[Tensor, Tensor]]
 """Keys and values of each layer, [rows, heads, tokens, head width] each."""
 
 # Tokens of a prompt's responses up to which they are scored in one row behind it. Each is then compared with all of
-# them, and what it may not see thrown away: of short ones that costs less than a row for each.
-IN_ONE_ROW = 32
+# them, and what it may not see thrown away: up to here that costs less than a row for each.
+IN_ONE_ROW = 128
 
 
 @dataclass(frozen=True)
