@@ -166,6 +166,18 @@ def test_it_trains_by_the_same_train_and_repeats_to_the_bit(directory, setting):
     assert steps == [1, 2, 1, 2] and first.shape[0] == 3 and np.isfinite(first[1:]).all()
 
 
+def test_where_little_memory_is_left_what_is_kept_is_given_back(policy, monkeypatch):
+    asked = []
+    monkeypatch.setattr(language_model, "give_back", lambda: asked.append(1))
+    prompts = policy.prompts(QUESTIONS)
+    said = policy.sample(prompts, 2, 4, torch.Generator().manual_seed(0))
+    policy.score(prompts, said)
+    assert not asked
+    monkeypatch.setattr(language_model, "LITTLE_MEMORY", 1 << 62)
+    policy.score(prompts, said)
+    assert asked
+
+
 def test_a_model_that_cannot_be_asked_is_refused_in_one_line(tmp_path):
     make_tiny_model(tmp_path)
     (tmp_path / "chat_template.jinja").unlink()

@@ -11,12 +11,15 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+import psutil
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 
 from trinity_rec.lab.policy import Policy, Responses, Scores
+from trinity_rec.session.allocator import give_back
+from trinity_rec.session.machine import GIB
 from trinity_rec.tinker_local.errors import ServeError
 from trinity_rec.tinker_local.kv_cache import RaggedCache
 from trinity_rec.tinker_local.logprobs import hidden_states, logits_of, pad, token_logprobs_and_entropies
@@ -28,6 +31,7 @@ from trinity_rec.tinker_local.sampling import pick
 # model of 135M parameters they take 6 GB on a CPU.
 PASS_TOKENS = {"cpu": 5120}
 PASS_TOKENS_ELSEWHERE = 16384
+LITTLE_MEMORY = 4 * GIB  # so much must stay free of the machine's
 
 
 class LanguageModel(Policy):
@@ -123,6 +127,8 @@ class LanguageModel(Policy):
         return Responses(tokens[:, :longest], logprob[:, :longest], mask[:, :longest])
 
     def score(self, prompts: Sequence[Tensor], responses: Responses) -> Scores:
+        if psutil.virtual_memory().available < LITTLE_MEMORY:
+            give_back()
         samples = len(responses.tokens) // len(prompts)
         said = [tokens[mask] for tokens, mask in zip(responses.tokens, responses.mask, strict=True)]
         asked = [prompt for prompt in prompts for _ in range(samples)]
