@@ -24,6 +24,7 @@ from pathlib import Path
 from turns import Worker
 
 from trinity_rec.lab.tasks import TASKS
+from trinity_rec.session.allocator import jemalloc
 
 HERE = Path(__file__).resolve()
 WORKER = "--worker"
@@ -47,7 +48,10 @@ def work(models: Path, steps: int) -> None:
 
 def started(checkout: Path, models: Path, steps: int, log: Path) -> Worker:
     command = [sys.executable, str(HERE), WORKER, str(models), str(steps)]
-    return Worker(command, log, os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"})
+    environment = os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
+    if (checkout / "trinity_rec" / "session" / "allocator.py").exists():  # as its own grids have it
+        environment |= jemalloc()
+    return Worker(command, log, environment)
 
 
 def shown(values: list[float], number: Callable[[float], str]) -> str:

@@ -64,7 +64,8 @@ def test_arena_json_has_an_object_a_cell(done):
 def test_the_page_needs_nothing_else_and_the_figures_are_there(done):
     out, _ = done
     page = (out / "index.html").read_text()
-    assert page.count("<tr>") == 1 + 6 + 1 + 4 and 'class="sortable"' in page  # cells, and soft against the others
+    # Cells, soft against the others, and what each costs.
+    assert page.count("<tr>") == (1 + 6) + (1 + 4) + (1 + 3) and 'class="sortable"' in page
     assert "http" not in page and page.count("data:image/png;base64,") == 2 + 2
     for name in ("heat_map.png", "robustness.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
@@ -97,6 +98,14 @@ def test_a_click_on_a_head_sorts_the_page_and_another_turns_it_round(done, tmp_p
         as_read = str.casefold if names else float
         assert [as_read(key) for key in up] == sorted(map(as_read, up), reverse=not names), head
         assert [as_read(key) for key in down] == sorted(map(as_read, down), reverse=names), head
+
+
+def test_what_a_choice_costs_is_a_table_with_nothing_lost_by_the_best(done):
+    out, _ = done
+    heads, _, *rows = (out / "costs.md").read_text().splitlines()
+    assert heads == "| algorithm | on-policy | offline | mean |"
+    lost = [[float(value) for value in row.split("|")[2:4]] for row in rows]
+    assert len(rows) == 3 and [min(of_lag) for of_lag in zip(*lost, strict=True)] == [0, 0]
 
 
 def test_what_the_field_disagrees_on_is_answered_or_said_not_to_be_measured(done):

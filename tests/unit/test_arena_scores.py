@@ -49,6 +49,24 @@ def test_a_fall_from_the_best_is_a_collapse_and_a_dip_that_recovers_is_none():
     assert not scores.collapsed(curve(0, 0.8, 0.8, 0.8, *[0.8 - less] * 3))
 
 
+def test_a_choice_costs_what_the_best_of_its_task_and_lag_is_ahead():
+    ends = {
+        ("a", "one", "near"): 0.9,
+        ("a", "two", "near"): 0.7,
+        ("b", "one", "near"): 0.2,
+        ("b", "two", "near"): 0.6,
+        ("a", "one", "far"): 0.1,
+        ("a", "two", "far"): 0.5,
+        ("a", "three", "far"): 0.4,
+    }
+    cells = [{"task": task, "algorithm": name, "lag": lag, "final": end} for (task, name, lag), end in ends.items()]
+    found = scores.costs(cells)
+    assert list(found) == ["two", "three", "one"]
+    assert found["one"] == pytest.approx({"near": 0.2, "far": 0.4})
+    assert found["two"] == pytest.approx({"near": 0.1, "far": 0.0})
+    assert found["three"] == pytest.approx({"far": 0.1})
+
+
 def test_the_entropy_gate_lets_a_policy_be_sure_of_right_answers():
     sure = LEAST_ENTROPY / 2
     assert scores.stopped_exploring(curve(0.2, 0.5, 0.5, 0.5, entropy=sure))

@@ -1,13 +1,10 @@
 """A real model in the lab: it samples what it says it samples, and scores as a pass over whole sequences does."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
@@ -169,43 +166,16 @@ def test_it_trains_by_the_same_train_and_repeats_to_the_bit(directory, setting):
     assert steps == [1, 2, 1, 2] and first.shape[0] == 3 and np.isfinite(first[1:]).all()
 
 
-def test_what_is_freed_goes_back_where_little_is_left(policy, monkeypatch):
-    """As it goes between the passes of a real model: large tensors die while others around them live."""
+def test_where_little_memory_is_left_what_is_kept_is_given_back(policy, monkeypatch):
+    asked = []
+    monkeypatch.setattr(language_model, "give_back", lambda: asked.append(1))
     prompts = policy.prompts(QUESTIONS)
     said = policy.sample(prompts, 2, 4, torch.Generator().manual_seed(0))
-
-    def given_back() -> float:
-        large = [torch.ones(1 << 18) for _ in range(400)]  # 1 MiB each
-        del large[::2]
-        before = psutil.Process().memory_info().rss
-        policy.score(prompts, said)
-        return (before - psutil.Process().memory_info().rss) / (1 << 20)
-
-    assert given_back() < 50
+    policy.score(prompts, said)
+    assert not asked
     monkeypatch.setattr(language_model, "LITTLE_MEMORY", 1 << 62)
-    assert given_back() > 150
-
-
-def test_what_is_freed_is_taken_again_without_the_system(directory):
-    """In a process of its own, where nothing else has told malloc what to keep."""
-    program = f"""
-import resource, torch
-from pathlib import Path
-from trinity_rec.lab.language_model import LanguageModel
-
-def faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(1 << 25)  # 128 MiB, which is 32768 pages, freed at once
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-before = [faults() for _ in range(3)]
-LanguageModel.load(Path({str(directory)!r}))
-print(*before, *(faults() for _ in range(10)))
-"""
-    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-    faults = [int(number) for number in said.split()]
-    # Something small may be put where it was, once or twice.
-    assert min(faults[:3]) > 30_000 and sum(count > 1_000 for count in faults[3:]) <= 3, faults
+    policy.score(prompts, said)
+    assert asked
 
 
 def test_a_model_that_cannot_be_asked_is_refused_in_one_line(tmp_path):

@@ -8,7 +8,17 @@ import torch
 
 from trinity_rec.lab import training
 from trinity_rec.lab.model import TinyLM, TinyPolicy
-from trinity_rec.lab.training import COLUMNS, Experiment, objective_of, rollouts_of_initial, shaping_of, train
+from trinity_rec.lab.tasks import TASKS
+from trinity_rec.lab.training import (
+    COLUMNS,
+    Experiment,
+    objective_of,
+    policy_of,
+    roll_out,
+    rollouts_of_initial,
+    shaping_of,
+    train,
+)
 from trinity_rec.presets import PRESETS
 from trinity_rec.variants import SETTINGS, VARIANTS, Setting, Variant
 
@@ -28,6 +38,11 @@ def one_thread():
 @pytest.fixture(autouse=True)
 def nothing_drawn_yet():
     rollouts_of_initial.cache_clear()
+
+
+@pytest.fixture
+def policy():
+    return policy_of(SHORT)
 
 
 def values(rows):
@@ -61,12 +76,13 @@ def test_rows_come_before_training_and_at_every_evaluation():
 )
 def test_rollouts_come_from_the_weights_that_the_setting_says(setting, versions, monkeypatch):
     assert [setting.rollout_version(step) for step in range(6)] == versions
-    trained, rolled_out = [], []
+    trained, rolled_out, calls = [], [], []
 
     class Watched(TinyPolicy):
         def sample(self, prompts, samples, *rest):
             if samples == SHORT.samples:  # a rollout, not an evaluation
-                rolled_out.append(fingerprint(self))
+                calls.append(len(prompts) // SHORT.problems)
+                rolled_out.extend([fingerprint(self)] * calls[-1])
             return super().sample(prompts, samples, *rest)
 
         def score(self, prompts, responses):
@@ -80,7 +96,7 @@ def test_rollouts_come_from_the_weights_that_the_setting_says(setting, versions,
     monkeypatch.setattr(training, "TinyPolicy", Watched)
     train(replace(SHORT, setting=setting))
     assert rolled_out == [trained[version] for version in versions]
-    assert len(set(rolled_out)) == len(set(versions))
+    assert len(set(rolled_out)) == len(set(versions)) == len(calls)  # those of the same weights are drawn at once
 
 
 @pytest.mark.parametrize("setting", [SETTINGS["offline"], Setting("", "", sync_interval=4)], ids=["offline", "4"])
@@ -89,7 +105,7 @@ def test_what_the_initial_weights_drew_once_serves_the_next_run_of_the_seed(sett
     experiment = replace(SHORT, setting=setting, variant=VARIANTS["red_weight"], rate=2e-3)
     alone = values(train(experiment))
     rollouts_of_initial.cache_clear()
-    train(replace(SHORT, setting=SETTINGS["offline"]))
+    train(replace(SHORT, setting=setting))
 
     drawn, sample = [], TinyPolicy.sample
 
@@ -99,11 +115,11 @@ def test_what_the_initial_weights_drew_once_serves_the_next_run_of_the_seed(sett
 
     monkeypatch.setattr(TinyPolicy, "sample", counted)
     np.testing.assert_array_equal(values(train(experiment)), alone)
-    assert drawn.count(SHORT.samples) == (0 if setting.is_offline else 2)
+    assert drawn.count(SHORT.samples) == (0 if setting.is_offline else 1)
     for other in (replace(experiment, seed=1), replace(experiment, problems=3), replace(experiment, task="tool_call")):
         drawn.clear()
         train(other)
-        assert drawn.count(SHORT.samples) == SHORT.steps
+        assert drawn.count(SHORT.samples) == (1 if setting.is_offline else 2)
 
     model = TinyLM.load(training.ASSETS / SHORT.task)
     with torch.no_grad():
@@ -112,7 +128,23 @@ def test_what_the_initial_weights_drew_once_serves_the_next_run_of_the_seed(sett
     monkeypatch.setattr(training, "ASSETS", tmp_path)
     drawn.clear()
     train(experiment)
-    assert drawn.count(SHORT.samples) == SHORT.steps
+    assert drawn.count(SHORT.samples) == (1 if setting.is_offline else 2)
+
+
+def test_what_is_drawn_for_several_steps_at_once_belongs_to_the_problems_of_each(policy):
+    """Prompts, responses, their logprobs and rewards lie as they do where each step is drawn alone."""
+    task, chosen = TASKS[SHORT.task], [[3, 1, 4, 15], [9, 2, 6, 5], [35, 8, 97, 93]]
+    prompts = policy.prompts([problem.question for problem in task.train])
+    steps = roll_out(policy, SHORT, prompts, chosen, 0)
+    assert len(steps) == len(chosen)
+    for numbers, rollouts in zip(chosen, steps, strict=True):
+        problems, said = [task.train[number] for number in numbers], rollouts.responses
+        assert all(torch.equal(ids, prompts[number]) for ids, number in zip(rollouts.asked, numbers, strict=True))
+        scored = policy.score(rollouts.asked, said).logprob
+        torch.testing.assert_close(scored[said.mask].detach(), said.logprob[said.mask], atol=1e-4, rtol=0)
+        assert rollouts.rewards.tolist() == pytest.approx(task.rewards(problems, policy.texts(said)))
+        assert said.mask.any(0).all()  # no longer than its own longest
+    assert len({rollouts.responses.tokens.sum().item() for rollouts in steps}) > 1
 
 
 def fingerprint(policy):

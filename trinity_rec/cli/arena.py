@@ -47,9 +47,10 @@ def command(
 
     A lag says how old the weights are that answers are sampled from: on_policy, refreshed every 4, 20 or 64 steps, ten
     steps behind, or never (offline). Each algorithm is first trained at five rates on two seeds (one with --quick),
-    then judged at its best rate on five fresh ones. OUT gets arena.json, arena.csv, a page with a sortable table and
-    curves (index.html) and two figures, anew whenever a task and lag is whole. What it costs is measured and printed
-    first; runs that OUT holds already are not repeated, so an interrupted call goes on where it stopped.
+    then judged at its best rate on five fresh ones. OUT gets arena.json, arena.csv, what a choice costs (costs.md), a
+    page with a sortable table and curves (index.html) and two figures, anew whenever a task and lag is whole. How long
+    it takes is measured and printed first; runs that OUT holds already are not repeated, so an interrupted call goes on
+    where it stopped.
     """
     run = needs_extra("lab", "trinity_rec.lab.arena.run")
     plan = needs_extra("lab", "trinity_rec.lab.arena.plan")
@@ -71,7 +72,8 @@ def command(
     cells, beside = run.arena(planned, workers or os.cpu_count() or 1, stderr(), own.name if own else None)
     _print(cells)
     _print_own(beside)
-    stdout().print(f"In {escape(str(out))}: index.html, arena.json, arena.csv, heat_map.png, robustness.png, curves/")
+    written = "index.html, arena.json, arena.csv, costs.md, heat_map.png, robustness.png, curves/"
+    stdout().print(f"In {escape(str(out))}: {written}")
 
 
 def _known(given: list[str], known: tuple[str, ...], option: str) -> list[str]:

@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from trinity_rec.lab.training import Row
+from trinity_rec.session.allocator import with_jemalloc
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Processes:
     def __init__(self, workers: int, threads: int = 1, runs: int | None = None) -> None:
         context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
         self._steps = context.Value("l", 0)
+        self._allocator = with_jemalloc()
         self._pool = ProcessPoolExecutor(
             workers,
             mp_context=context,
@@ -62,10 +64,12 @@ class Processes:
         )
 
     def __enter__(self) -> Processes:
+        self._allocator.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
+        self._allocator.__exit__(None, None, None)
 
     def submit(self, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
         """Picklable work for one of them."""

@@ -6,7 +6,6 @@ measured to be faster the layers compute in it; head, weights and optimizer stay
 
 from __future__ import annotations
 
-import ctypes
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -19,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 
 from trinity_rec.lab.policy import Policy, Responses, Scores
+from trinity_rec.session.allocator import give_back
 from trinity_rec.session.machine import GIB
 from trinity_rec.tinker_local.errors import ServeError
 from trinity_rec.tinker_local.kv_cache import RaggedCache
@@ -49,8 +49,6 @@ class LanguageModel(Policy):
     @classmethod
     def load(cls, directory: Path, device: str = "cpu", bf16: bool = False) -> LanguageModel:
         """Raises ServeError, one line, if there is no such model, or no chat template to ask it by."""
-        keep_freed_memory()
-        give_back_freed_memory()  # of an earlier model
         served = load(directory, device, bf16)
         if not served.tokenizer.chat_template:
             raise ServeError(f"{directory}: its tokenizer has no chat template, so that nothing can be asked")
@@ -130,7 +128,7 @@ class LanguageModel(Policy):
 
     def score(self, prompts: Sequence[Tensor], responses: Responses) -> Scores:
         if psutil.virtual_memory().available < LITTLE_MEMORY:
-            give_back_freed_memory()
+            give_back()
         samples = len(responses.tokens) // len(prompts)
         said = [tokens[mask] for tokens, mask in zip(responses.tokens, responses.mask, strict=True)]
         asked = [prompt for prompt in prompts for _ in range(samples)]
@@ -161,23 +159,6 @@ class LanguageModel(Policy):
         drawn = torch.cat(said).to(self.device)
         logprobs, entropies = token_logprobs_and_entropies(self.model, hidden[places.to(self.device)], drawn)
         return logprobs.cpu(), entropies.sum().cpu()
-
-
-def keep_freed_memory() -> None:
-    """From now on the process keeps what it frees and takes it again, in place of giving it back to the system.
-
-    A pass over a real model takes and frees gigabytes. By glibc's own rule the large tensors go back each time, and
-    their pages are cleared anew: with SmolLM2-135M, up to a million page faults and a quarter of a step's time.
-    """
-    if tune := getattr(ctypes.CDLL(None), "mallopt", None):
-        for threshold in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD in glibc's malloc.h
-            tune(threshold, 2**31 - 1)
-
-
-def give_back_freed_memory() -> None:
-    """What is kept comes to lie in holes: with SmolLM2-135M 10 GiB after a few steps, 15 after two runs."""
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
-        trim(0)
 
 
 def bf16_is_faster(device: str, tokens: int = 512, width: int = 1024) -> bool:

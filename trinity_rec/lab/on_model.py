@@ -126,8 +126,7 @@ def reproduce_on_model(
         (out / "report.md").write_text(report(judged, None) + note, encoding="utf-8")
         return judged
 
-    # A process for each run: the memory that it keeps (`keep_freed_memory`) falls into ever smaller pieces, and to look
-    # through them made a step of a process's third run 33 seconds long, of a first one 20 (`counting`, SmolLM2-135M).
+    # A process for each run: the gigabytes that one has kept are not the next one's.
     with Processes(workers, max(1, (os.cpu_count() or 1) // workers), runs=1) as processes:
         rate = measured_rate(grid, out, processes, console)
         jobs = [grid.job(out, cell, seed, rate) for cell in wanted for seed in range(grid.seeds)]

@@ -38,9 +38,14 @@ class Scores:
 
 
 class Policy(ABC):
-    """A language model and how to talk to it."""
+    """A language model and how to talk to it.
+
+    Attributes:
+        ahead: the rollouts of so many steps are drawn in one call, while the weights stay.
+    """
 
     model: nn.Module
+    ahead = 1
 
     @abstractmethod
     def frozen(self) -> Policy:

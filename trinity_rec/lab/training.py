@@ -9,6 +9,7 @@ same preset table, so what is seen here is what `trinity run` trains with.
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -85,11 +86,11 @@ Row = dict[str, float]
 
 @dataclass(frozen=True)
 class Rollouts:
-    """Of one step, with their rewards, and the state of the random numbers after them."""
+    """Of one step: the prompts, the responses to them and what these earn."""
 
+    asked: Sequence[Tensor]
     responses: Responses
     rewards: Tensor
-    state: Tensor
 
 
 def train(experiment: Experiment, report: Callable[[int], None] = lambda step: None) -> list[Row]:
@@ -105,13 +106,14 @@ def train(experiment: Experiment, report: Callable[[int], None] = lambda step: N
     parameters = policy.parameters()
     optimizer = torch.optim.AdamW(parameters, lr=experiment.rate * variant.rate_factor, weight_decay=0.0, fused=True)
     choose = random.Random(f"problems {experiment.seed}")
-    drawing, lots = (torch.Generator().manual_seed(10 * experiment.seed + stream) for stream in (1, 2))
+    lots = torch.Generator().manual_seed(10 * experiment.seed + 2)
     prompts, held_out = (policy.prompts([problem.question for problem in part]) for part in (task.train, task.held_out))
     group = torch.arange(experiment.problems).repeat_interleave(experiment.samples)
 
     of_initial = rollouts_of_initial(BEFORE_TRAINING(experiment), sums(parameters))
     versions: dict[int, dict[str, Tensor]] = {}  # weights after so many steps, until the explorer has taken them
     explorer_version = 0
+    upcoming: deque[Rollouts] = deque()
     rows = [{"step": 0, **evaluate(policy, initial, task, held_out, experiment.seed)}]
     recent: list[Row] = []
     for step in range(experiment.steps):
@@ -120,17 +122,17 @@ def train(experiment: Experiment, report: Callable[[int], None] = lambda step: N
         if version != explorer_version:
             explorer.take(versions.pop(version))
             explorer_version = version
-        chosen = choose.sample(range(len(task.train)), experiment.problems)
-        asked = [prompts[number] for number in chosen]
-        rollouts = of_initial.get(step) if version == 0 else None
-        if rollouts is None:
-            responses = explorer.sample(asked, experiment.samples, task.response_length, drawing)
-            paid = task.rewards([task.train[number] for number in chosen], explorer.texts(responses))
-            rollouts = Rollouts(responses, torch.tensor(paid, dtype=torch.float64), drawing.get_state())
-            if version == 0:
-                of_initial[step] = rollouts
-        else:
-            drawing.set_state(rollouts.state)
+        if not upcoming:
+            until = min(step + policy.ahead, experiment.steps)
+            alike = sum(setting.rollout_version(each) == version for each in range(step, until))
+            chosen = [choose.sample(range(len(task.train)), experiment.problems) for _ in range(alike)]
+            drawn = of_initial.get((step, alike)) if version == 0 else None
+            if drawn is None:
+                drawn = roll_out(explorer, experiment, prompts, chosen, step)
+                if version == 0:
+                    of_initial[step, alike] = drawn
+            upcoming.extend(drawn)
+        rollouts = upcoming.popleft()
         responses = rollouts.responses
 
         # The trainer.
@@ -140,7 +142,7 @@ def train(experiment: Experiment, report: Callable[[int], None] = lambda step: N
             tokens=lambda mask=responses.mask: mask.sum(1),
             lottery=lambda: torch.rand(len(group), generator=lots),
         )
-        scores = policy.score(asked, responses)
+        scores = policy.score(rollouts.asked, responses)
         mask = responses.mask & shaped.in_loss[:, None]
         loss, metrics = objective(
             scores.logprob,
@@ -173,13 +175,33 @@ def train(experiment: Experiment, report: Callable[[int], None] = lambda step: N
     return [{name: row.get(name, float("nan")) for name in COLUMNS} for row in rows]
 
 
+def roll_out(
+    explorer: Policy, experiment: Experiment, prompts: Sequence[Tensor], chosen: Sequence[Sequence[int]], step: int
+) -> list[Rollouts]:
+    """Answer the problems `chosen` for `step` and those that follow it, all in one call, and pay the answers."""
+    task, samples = task_named(experiment.task), experiment.samples
+    generator = torch.Generator().manual_seed(random.Random(f"rollouts {experiment.seed} {step}").getrandbits(63))
+    asked = [prompts[number] for numbers in chosen for number in numbers]
+    together = explorer.sample(asked, samples, task.response_length, generator)
+    every = []
+    for place, numbers in enumerate(chosen):
+        rows = slice(place * len(numbers) * samples, (place + 1) * len(numbers) * samples)
+        longest = int(together.mask[rows].sum(1).max())
+        responses = Responses(*(part[rows, :longest] for part in (together.tokens, together.logprob, together.mask)))
+        paid = task.rewards([task.train[number] for number in numbers], explorer.texts(responses))
+        of_step = asked[place * len(numbers) : (place + 1) * len(numbers)]
+        every.append(Rollouts(of_step, responses, torch.tensor(paid, dtype=torch.float64)))
+    return every
+
+
 # What of an experiment rollouts hang on while the explorer has the initial weights: no algorithm, lag or rate.
 BEFORE_TRAINING = attrgetter("task", "model", "device", "bf16", "problems", "samples", "seed")
 
 
 @lru_cache(maxsize=8)
-def rollouts_of_initial(same: tuple[Any, ...], weights: tuple[float, ...]) -> dict[int, Rollouts]:
-    """Step -> the initial weights' rollouts, for all experiments of the process that have both in common.
+def rollouts_of_initial(same: tuple[Any, ...], weights: tuple[float, ...]) -> dict[tuple[int, int], list[Rollouts]]:
+    """A step and how many from there on -> the initial weights' rollouts, for all experiments of the process that have
+    both in common.
 
     `train` fills it, and draws none twice: offline only the first of them has to sample at all. The weights count too,
     since a directory may hold others by the next run.

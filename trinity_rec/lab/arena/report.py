@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from trinity_rec.lab.arena.plan import COLLAPSE, KEPT, LEAST_SAMPLE_SIZE, Cell
 from trinity_rec.lab.arena.questions import MARGIN, NOT_MEASURED
-from trinity_rec.lab.arena.score import Curve, said_of_success, success
+from trinity_rec.lab.arena.score import Curve, costs, said_of_success, success
 from trinity_rec.lab.real_tasks import task_named
 from trinity_rec.plot import draw
 from trinity_rec.plot.draw import COLOURS, GRID, INK, dress, figure_grid, headline, new_figure, save, shared_legend
@@ -64,6 +64,7 @@ def write(
         for cell in cells:
             numbers = [cell[name] for name in COLUMNS if name != "interval"]
             writer.writerow([f"{x:.6g}" if isinstance(x, float) else x for x in (*numbers, *cell["interval"])])
+    (out / "costs.md").write_text(cost_table(cells, variants) + "\n", encoding="utf-8")
     (out / "questions.json").write_text(json.dumps(answered, indent=2) + "\n", encoding="utf-8")
     # An algorithm that took part in an earlier call may not in this one.
     for earlier in (out / "own.json", *out.glob("curves_*.png"), *out.glob("question_*.png")):
@@ -80,6 +81,7 @@ def write(
             pictures.append(figure(path, f"curves of {family} on {task}", f"{task}: {FAMILIES[family]}"))
     body = _BODY.format(
         table=table(cells, variants),
+        costs=plain_table(cost_rows(cells, variants)),
         beside=own_table(beside, variants),
         questions="\n".join(section(each, out) for each in answered),
         pictures="\n".join(pictures),
@@ -224,6 +226,22 @@ def table(cells: Sequence[Mapping[str, Any]], variants: Mapping[str, Variant]) -
     return f'<table class="sortable"><thead><tr>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
 
 
+def cost_rows(cells: Sequence[Mapping[str, Any]], variants: Mapping[str, Variant]) -> list[list[str]]:
+    """`costs` with heads: a row an algorithm, a column a lag, and the mean over lags."""
+    lags = [lag for lag in LAGS if any(cell["lag"] == lag for cell in cells)]
+    rows = [["algorithm", *(LAGS[lag].title for lag in lags), "mean"]]
+    for name, of_lag in costs(cells).items():
+        lost = [f"{of_lag[lag]:.2f}" if lag in of_lag else "" for lag in lags]
+        rows.append([variants[name].title, *lost, f"{np.mean(list(of_lag.values())):.2f}"])
+    return rows
+
+
+def cost_table(cells: Sequence[Mapping[str, Any]], variants: Mapping[str, Variant]) -> str:
+    """`cost_rows` as Markdown."""
+    heads, *rows = (f"| {' | '.join(row)} |" for row in cost_rows(cells, variants))
+    return "\n".join([heads, "|---" * (heads.count("|") - 1) + "|", *rows])
+
+
 def own_table(beside: Sequence[Mapping[str, Any]], variants: Mapping[str, Variant]) -> str:
     """One's own algorithm against the others; nothing without one."""
     if not beside:
@@ -274,10 +292,17 @@ def section(answered: Mapping[str, Any], out: Path) -> str:
             for row in rows
         ]
         draw_shares(rows, path)
-    head = "".join(f"<th>{escape(each)}</th>" for each in heads)
-    lines = "".join(f"<tr>{''.join(f'<td>{escape(each)}</td>' for each in row)}</tr>" for row in body)
     picture = figure(path, answered["title"], answered["title"])
-    return f'{title}<div class="scroll"><table><tr>{head}</tr>{lines}</table></div><div class="figures">{picture}</div>'
+    return f'{title}<div class="scroll">{plain_table([heads, *body])}</div><div class="figures">{picture}</div>'
+
+
+def plain_table(rows: Sequence[Sequence[str]]) -> str:
+    """The first row are the heads."""
+    lines = []
+    for row in rows:
+        tag = "td" if lines else "th"
+        lines.append(f"<tr>{''.join(f'<{tag}>{escape(each)}</{tag}>' for each in row)}</tr>")
+    return f"<table>{''.join(lines)}</table>"
 
 
 def _where(lag: str) -> str:
@@ -364,6 +389,9 @@ count for nothing else. Intervals are bootstrap 95 % over fresh seeds. Collapse:
 with reward left to gain, and whose effective sample size fell below a half. A click on a head sorts.</p>
 <div class="scroll">{table}</div>
 <div class="scroll">{beside}</div>
+<h2>What a choice costs</h2>
+<p class="note">How far an algorithm, at its own rate, ends below the best of a task and lag; mean over tasks.</p>
+<div class="scroll">{costs}</div>
 <h2>What the field disagrees on</h2>
 <p class="note">Differences in final reward, paired by seed, means over tasks; bootstrap 95 %. Less than """
     + f"{MARGIN:g}"

@@ -3,6 +3,7 @@
 OUT/scale.json                                                   by which rules; a call with others is refused
 OUT/curves/<task>/<lag>/<algorithm>/<rate>/seed_<n>.csv          every run
 OUT/arena.json, arena.csv, index.html, heat_map.png, robustness.png
+OUT/costs.md                                                     how far each ends below the best of a lag
 OUT/questions.json, question_*.png                               what the field disagrees on
 OUT/own.json                                                     one's own algorithm against the others
 """

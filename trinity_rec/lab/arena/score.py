@@ -106,6 +106,24 @@ def mean_ranks(cells: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return {name: float(np.mean(found)) for name, found in places.items()}
 
 
+def costs(cells: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """What a choice costs: algorithm -> lag -> how far it ends below the highest there, mean over the tasks that it is
+    in; the cheapest first, by the mean over lags.
+
+    The highest is the best of many estimates, and so a little better than what it stands for.
+    """
+    best: dict[tuple[str, str], float] = {}
+    for cell in cells:
+        column = cell["task"], cell["lag"]
+        best[column] = max(cell["final"], best.get(column, cell["final"]))
+    lost: dict[str, dict[str, list[float]]] = {}
+    for cell in cells:
+        of_lag = lost.setdefault(cell["algorithm"], {})
+        of_lag.setdefault(cell["lag"], []).append(best[cell["task"], cell["lag"]] - cell["final"])
+    means = {name: {lag: float(np.mean(each)) for lag, each in of_lag.items()} for name, of_lag in lost.items()}
+    return dict(sorted(means.items(), key=lambda item: float(np.mean(list(item[1].values())))))
+
+
 def compared(own: Sequence[Curve], other: Sequence[Curve]) -> dict[str, Any]:
     """The difference in final reward, own less other, paired by seed, and what may be said of it."""
     difference = estimate([final(a) - final(b) for a, b in zip(own, other, strict=True)])
