@@ -36,10 +36,12 @@ def test_every_claim_was_measured_by_the_rule_that_the_code_has():
 
 
 def test_the_summary_is_that_of_the_results_with_the_real_model_s_beside_it():
-    products = json.loads((RESULTS / "smollm2" / "products" / "claims.json").read_text(encoding="utf-8"))
-    column = {"claim": " SmolLM2, products |", "---": "---|"} | {each["claim"]: in_a_cell(each) for each in products}
-    rows = summary_table(JUDGED).splitlines()
-    assert "\n".join(row + column.get(row.split("|")[1].strip(), "  |") for row in rows) in PAGE
+    lines = heads = summary_table(JUDGED).splitlines()
+    for task in ("products", "counting"):
+        judged = json.loads((RESULTS / "smollm2" / task / "claims.json").read_text(encoding="utf-8"))
+        column = {"claim": f" SmolLM2, {task} |", "---": "---|"} | {each["claim"]: in_a_cell(each) for each in judged}
+        lines = [line + column.get(head.split("|")[1].strip(), "  |") for line, head in zip(lines, heads, strict=True)]
+    assert "\n".join(lines) in PAGE
 
 
 def test_the_map_is_that_of_its_results():
