@@ -42,7 +42,7 @@ SEEDS = 3
 LENGTH = {"steps": 60, "problems": 8, "samples": 8}
 # Of a training process: float32 weights, gradients, Adam's two moments, the model as loaded, the newest version for the
 # explorer, and explorer and initial policy, in float32 at worst; and activations. A run of `counting` with SmolLM2-135M
-# held 10 GiB after a few steps, and up to 15 where there was room to keep what is freed.
+# held 10 GiB after a few steps, and up to 17 where there was room to keep what is freed.
 BYTES_A_PARAMETER = 4 * 8
 ACTIVATIONS = 7 * GIB
 
