@@ -27,7 +27,10 @@ def test_what_the_user_preloads_stays(monkeypatch):
         assert os.environ["LD_PRELOAD"] == "" and "MALLOC_CONF" not in os.environ
 
 
-def test_only_what_begins_in_the_block_gets_it():
+@pytest.mark.parametrize("own", [{}, {"MALLOC_CONF": "thp:always"}], ids=["nothing", "a conf"])
+def test_only_what_begins_in_the_block_gets_it(own, monkeypatch):
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
     before = dict(os.environ)
     with pytest.raises(ZeroDivisionError), with_jemalloc():
         assert "jemalloc" in os.environ["LD_PRELOAD"]

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from operator import attrgetter
 from pathlib import Path
 from statistics import mean
@@ -181,15 +182,15 @@ def roll_out(
     """Answer the problems `chosen` for `step` and those that follow it, all in one call, and pay the answers."""
     task, samples = task_named(experiment.task), experiment.samples
     generator = torch.Generator().manual_seed(random.Random(f"rollouts {experiment.seed} {step}").getrandbits(63))
-    asked = [prompts[number] for numbers in chosen for number in numbers]
-    together = explorer.sample(asked, samples, task.response_length, generator)
+    asked = [[prompts[number] for number in numbers] for numbers in chosen]
+    together = explorer.sample(list(chain(*asked)), samples, task.response_length, generator)
+    rows = experiment.problems * samples
+    parts = zip(*(part.split(rows) for part in (together.tokens, together.logprob, together.mask)), strict=True)
     every = []
-    for place, numbers in enumerate(chosen):
-        rows = slice(place * len(numbers) * samples, (place + 1) * len(numbers) * samples)
-        longest = int(together.mask[rows].sum(1).max())
-        responses = Responses(*(part[rows, :longest] for part in (together.tokens, together.logprob, together.mask)))
+    for numbers, of_step, part in zip(chosen, asked, parts, strict=True):
+        longest = int(part[-1].sum(1).max())
+        responses = Responses(*(column[:, :longest] for column in part))
         paid = task.rewards([task.train[number] for number in numbers], explorer.texts(responses))
-        of_step = asked[place * len(numbers) : (place + 1) * len(numbers)]
         every.append(Rollouts(of_step, responses, torch.tensor(paid, dtype=torch.float64)))
     return every
 

@@ -36,10 +36,14 @@ def give_back() -> None:
 @contextmanager
 def with_jemalloc() -> Iterator[None]:
     """Processes that begin in this block use it."""
-    names = jemalloc()
-    os.environ.update(names)
+    given = jemalloc()
+    before = {name: os.environ.get(name) for name in given}
+    os.environ.update(given)
     try:
         yield
     finally:
-        for name in names:
-            del os.environ[name]
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -246,16 +246,21 @@ def own_table(beside: Sequence[Mapping[str, Any]], variants: Mapping[str, Varian
     """One's own algorithm against the others; nothing without one."""
     if not beside:
         return ""
-    rows = "".join(
-        f"<tr><td>{escape(task_named(each['task']).title)}</td><td>{escape(LAGS[each['lag']].title)}</td>"
-        f"<td>{escape(variants[each['algorithm']].title)}</td><td>{each['difference']:+.3f}</td>"
-        f"<td>{shown(each['interval'])}</td><td>{each['verdict']}</td></tr>"
+    heads = ["task", "lag", "against", "difference", "95 % interval", "it is"]
+    rows = [
+        [
+            task_named(each["task"]).title,
+            LAGS[each["lag"]].title,
+            variants[each["algorithm"]].title,
+            f"{each['difference']:+.3f}",
+            shown(each["interval"]),
+            each["verdict"],
+        ]
         for each in beside
-    )
-    heads = "".join(f"<th>{head}</th>" for head in ("task", "lag", "against", "difference", "95 % interval", "it is"))
+    ]
     found = success(beside)
     note = f'<p class="note">{escape(said_of_success(found))}</p>' if found else ""
-    return f"<h2>Your algorithm against the others</h2>{note}<table><tr>{heads}</tr>{rows}</table>"
+    return f"<h2>Your algorithm against the others</h2>{note}{plain_table([heads, *rows])}"
 
 
 def section(answered: Mapping[str, Any], out: Path) -> str:
