@@ -24,7 +24,6 @@ from pathlib import Path
 from turns import Worker
 
 from trinity_rec.lab.tasks import TASKS
-from trinity_rec.session.allocator import jemalloc
 
 HERE = Path(__file__).resolve()
 WORKER = "--worker"
@@ -47,6 +46,8 @@ def work(models: Path, steps: int) -> None:
 
 
 def started(checkout: Path, models: Path, steps: int, log: Path) -> Worker:
+    from trinity_rec.session.allocator import jemalloc  # a worker's checkout may be from before it
+
     command = [sys.executable, str(HERE), WORKER, str(models), str(steps)]
     environment = os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
     if (checkout / "trinity_rec" / "session" / "allocator.py").exists():  # as its own grids have it
