@@ -61,8 +61,8 @@ def shown(values: list[float], number: Callable[[float], str]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--against", type=Path, help="another checkout of this repository")
     wanted = parser.parse_args()
     own, clock = HERE.parents[1], "cpu" if wanted.against else "wall"

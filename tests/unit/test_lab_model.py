@@ -5,7 +5,8 @@ import torch
 from transformers import AutoConfig, Qwen2ForCausalLM
 
 from trinity_rec.lab import model as model_module
-from trinity_rec.lab.model import Architecture, TinyLM, TinyPolicy, sample, with_head_width
+from trinity_rec.lab.model import Architecture, TinyLM, TinyPolicy, sample, told_apart, with_head_width
+from trinity_rec.lab.policy import Responses
 from trinity_rec.lab.tasks import TASKS
 
 PAD, END = 0, 1
@@ -71,6 +72,43 @@ def test_responses_after_a_shared_prompt_score_as_whole_sequences_do(in_one_row,
     torch.testing.assert_close(got, expected)
     slopes = [torch.autograd.grad(x.log_softmax(-1)[..., 2].sum(), list(model.parameters())) for x in (expected, got)]
     torch.testing.assert_close(slopes[1], slopes[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("words", [1, 2, 19], ids=lambda words: f"{words} words")
+def test_responses_told_apart_are_the_same_ones_with_none_twice(words):
+    responses = torch.randint(words, (12, 3))
+    different, which = told_apart(responses, 3)
+    assert torch.equal(different[which], responses)
+    most = len(different) // 3
+    assert (which // most).tolist() == [0] * 4 + [1] * 4 + [2] * 4  # of its own prompt
+    groups = [{tuple(row) for row in group.tolist()} for group in responses.split(4)]
+    assert most == max(map(len, groups))
+    assert len(set(which.tolist())) == sum(map(len, groups))
+
+
+def test_alike_responses_count_as_often_as_they_were_drawn():
+    """What they score, its gradient and the entropy are those of a row for each."""
+    policy = TinyPolicy(small_model(), TASKS["addition"].vocabulary)
+    prompts, tokens = torch.randint(19, (3, 6)), torch.randint(19, (6, 4))[[0, 0, 0, 1, 2, 2, 3, 2, 4, 5, 5, 4]]
+    mask, weights = torch.arange(4) < torch.randint(1, 5, (12, 1)), torch.randn(12, 4)
+    logprobs = policy.model.response_logits(prompts, tokens).log_softmax(-1)
+    expected = logprobs.gather(-1, tokens[..., None])[..., 0]
+    (slope,) = torch.autograd.grad((expected * weights).sum(), policy.model.layers[0].mlp.down_proj.weight)
+    scores = policy.score(list(prompts), Responses(tokens, torch.zeros(12, 4), mask))
+    torch.testing.assert_close(scores.logprob, expected)
+    (got,) = torch.autograd.grad((scores.logprob * weights).sum(), policy.model.layers[0].mlp.down_proj.weight)
+    torch.testing.assert_close(got, slope, rtol=1e-4, atol=1e-5)
+    spread = -(logprobs.exp() * logprobs).sum(-1)[mask].mean().item()
+    assert scores.entropy == pytest.approx(spread, rel=1e-5)
+
+
+def test_a_scorer_says_what_score_says_of_the_weights_that_it_has_read():
+    policy = TinyPolicy(small_model(), TASKS["addition"].vocabulary)
+    prompts = list(torch.randint(19, (5, 6)))
+    scorer = policy.scorer(prompts)
+    for samples in (1, 3):
+        said = policy.sample(prompts, samples, 4, torch.Generator().manual_seed(samples))
+        torch.testing.assert_close(scorer(said), policy.score(prompts, said).logprob.detach(), rtol=1e-4, atol=1e-5)
 
 
 def test_what_is_trained_in_one_piece_is_the_model():

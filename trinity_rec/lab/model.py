@@ -8,7 +8,7 @@ sequences whose past is a list of keys and values. A prompt is read once for all
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from trinity_rec.lab.policy import Policy, Responses, Scores, entropy
+from trinity_rec.lab.policy import Policy, Responses, Scores, entropies
 from trinity_rec.lab.tasks.problems import Vocabulary
 
 Past = list[tuple[Tensor, Tensor]]
@@ -136,8 +136,13 @@ class TinyLM(nn.Module):
             first = hidden[:, :1, None].expand(-1, samples, -1, -1)
             after = hidden[:, 1:].unflatten(1, (samples, said.shape[1]))
             return self.logits(torch.cat([first, after], 2).flatten(0, 1))
-        hidden, past = self(prompts, wanted=1, layers=layers)
-        after, _ = self(said, for_each_sample(past, samples), layers=layers)
+        return self.logits_after(self(prompts, wanted=1, layers=layers), responses, layers)
+
+    def logits_after(self, prompts: tuple[Tensor, Past], responses: Tensor, layers: list[ReadyLayer]) -> Tensor:
+        """`response_logits` behind prompts that have been read already: the last hidden state and the past of each."""
+        hidden, past = prompts
+        samples = len(responses) // len(hidden)
+        after, _ = self(responses[:, :-1], for_each_sample(past, samples), layers=layers)
         return self.logits(torch.cat([hidden.repeat_interleave(samples, 0), after], 1))
 
     @classmethod
@@ -465,6 +470,44 @@ class TinyPolicy(Policy):
 
     def score(self, prompts: Sequence[Tensor], responses: Responses) -> Scores:
         asked, said = torch.stack(list(prompts)).to(self.device), responses.tokens.to(self.device)
-        logprobs = self.model.response_logits(asked, said).log_softmax(-1)
-        logprob = logprobs.gather(-1, said[..., None])[..., 0]
-        return Scores(logprob.cpu(), entropy(logprobs.detach(), responses.mask.to(self.device)))
+        different, which = told_apart(said, len(asked))
+        logprobs = self.model.response_logits(asked, different).log_softmax(-1)
+        logprob = logprobs.gather(-1, different[..., None])[..., 0].index_select(0, which)
+        spread = entropies(logprobs.detach())[which][responses.mask.to(self.device)]
+        return Scores(logprob.cpu(), spread.mean().item())
+
+    @torch.inference_mode()
+    def scorer(self, prompts: Sequence[Tensor]) -> Callable[[Responses], Tensor]:
+        layers = self.model.ready()
+        read = self.model(torch.stack(list(prompts)).to(self.device), wanted=1, layers=layers)
+
+        @torch.inference_mode()
+        def logprob(responses: Responses) -> Tensor:
+            said = responses.tokens.to(self.device)
+            logprobs = self.model.logits_after(read, said, layers).log_softmax(-1)
+            return logprobs.gather(-1, said[..., None])[..., 0].cpu()
+
+        return logprob
+
+
+def told_apart(responses: Tensor, prompts: int) -> tuple[Tensor, Tensor]:
+    """The different ones among each prompt's responses: what a policy makes of two that are alike is computed once.
+
+    Args:
+        responses: [prompts * samples, response]; the samples of a prompt lie side by side.
+
+    Returns:
+        [prompts * most, response], `most` being how many the prompt with the most has (others repeat their first), and
+        which of these each of `responses` is, int64 [prompts * samples].
+    """
+    said, samples = [tuple(row) for row in responses.tolist()], len(responses) // prompts
+    groups = [range(first, first + samples) for first in range(0, len(said), samples)]
+    firsts = [{said[row]: row for row in reversed(group)} for group in groups]
+    most = max(map(len, firsts))
+    rows, which = [], [0] * len(said)
+    for group, first in zip(groups, firsts, strict=True):
+        place = {response: len(rows) + number for number, response in enumerate(first)}
+        for row in group:
+            which[row] = place[said[row]]
+        rows += [*first.values(), *[group[0]] * (most - len(first))]
+    return responses[rows], torch.tensor(which, device=responses.device)

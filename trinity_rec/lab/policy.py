@@ -7,7 +7,7 @@ Hugging Face's. A policy may be on any device; what goes in and comes out is on 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -88,7 +88,12 @@ class Policy(ABC):
     def score(self, prompts: Sequence[Tensor], responses: Responses) -> Scores:
         """Score responses to the prompts, where the mask is; elsewhere `logprob` means nothing."""
 
+    def scorer(self, prompts: Sequence[Tensor]) -> Callable[[Responses], Tensor]:
+        """The logprobs of `score`, not differentiable, as a function of the responses; for many calls while the weights
+        stay."""
+        return lambda responses: self.score(prompts, responses).logprob.detach()
 
-def entropy(logprobs: Tensor, mask: Tensor) -> float:
-    """Of the policy, in nats, mean over the tokens of `mask`; `logprobs` is [rows, response, vocabulary]."""
-    return -(logprobs.exp() * logprobs).sum(-1)[mask].mean().item()
+
+def entropies(logprobs: Tensor) -> Tensor:
+    """Of the policy, in nats; `logprobs` is [..., vocabulary]."""
+    return -(logprobs.exp() * logprobs).sum(-1)

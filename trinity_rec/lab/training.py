@@ -102,13 +102,14 @@ def train(experiment: Experiment, report: Callable[[int], None] = lambda step: N
     """
     task, setting, variant = task_named(experiment.task), experiment.setting, experiment.variant
     policy = policy_of(experiment)
-    initial, explorer = policy.frozen(), policy.frozen()
+    explorer = policy.frozen()
     objective, shaping = objective_of(variant), shaping_of(variant)
     parameters = policy.parameters()
     optimizer = torch.optim.AdamW(parameters, lr=experiment.rate * variant.rate_factor, weight_decay=0.0, fused=True)
     choose = random.Random(f"problems {experiment.seed}")
     lots = torch.Generator().manual_seed(10 * experiment.seed + 2)
     prompts, held_out = (policy.prompts([problem.question for problem in part]) for part in (task.train, task.held_out))
+    initial = policy.frozen().scorer(held_out)
     group = torch.arange(experiment.problems).repeat_interleave(experiment.samples)
 
     of_initial = rollouts_of_initial(BEFORE_TRAINING(experiment), sums(parameters))
@@ -226,14 +227,18 @@ def policy_of(experiment: Experiment) -> Policy:
 
 
 @torch.no_grad()
-def evaluate(policy: Policy, initial: Policy, task: Task, prompts: Sequence[Tensor], seed: int) -> Row:
+def evaluate(
+    policy: Policy, initial: Callable[[Responses], Tensor], task: Task, prompts: Sequence[Tensor], seed: int
+) -> Row:
     """Reward, distance from the initial policy and response length at temperature 1 on the held-out problems, whose
     prompts are given.
+
+    Args:
+        initial: `Policy.scorer` of the initial policy on these prompts.
     """
     said = policy.sample(prompts, 1, task.response_length, torch.Generator().manual_seed(10 * seed + 3))
-    initial_logprob = initial.score(prompts, said).logprob
     return {
         "reward": mean(task.rewards(task.held_out, policy.texts(said))),
-        "kl_initial": (said.logprob - initial_logprob)[said.mask].mean().item(),
+        "kl_initial": (said.logprob - initial(said))[said.mask].mean().item(),
         "response_length": said.mask.sum(1).float().mean().item(),
     }
