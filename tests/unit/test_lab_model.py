@@ -106,8 +106,8 @@ def test_a_scorer_says_what_score_says_of_the_weights_that_it_has_read():
     policy = TinyPolicy(small_model(), TASKS["addition"].vocabulary)
     prompts = list(torch.randint(19, (5, 6)))
     scorer = policy.scorer(prompts)
-    for samples in (1, 3):
-        said = policy.sample(prompts, samples, 4, torch.Generator().manual_seed(samples))
+    for samples, length in ((1, 4), (3, 4), (1, 1)):  # a collapsed policy may say nothing
+        said = policy.sample(prompts, samples, length, torch.Generator().manual_seed(samples))
         torch.testing.assert_close(scorer(said), policy.score(prompts, said).logprob.detach(), rtol=1e-4, atol=1e-5)
 
 

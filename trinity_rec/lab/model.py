@@ -142,8 +142,11 @@ class TinyLM(nn.Module):
         """`response_logits` behind prompts that have been read already: the last hidden state and the past of each."""
         hidden, past = prompts
         samples = len(responses) // len(hidden)
-        after, _ = self(responses[:, :-1], for_each_sample(past, samples), layers=layers)
-        return self.logits(torch.cat([hidden.repeat_interleave(samples, 0), after], 1))
+        hidden = hidden.repeat_interleave(samples, 0)
+        if responses.shape[1] > 1:
+            after, _ = self(responses[:, :-1], for_each_sample(past, samples), layers=layers)
+            hidden = torch.cat([hidden, after], 1)
+        return self.logits(hidden)
 
     @classmethod
     def load(cls, directory: Path) -> TinyLM:
