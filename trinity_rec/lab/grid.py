@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from trinity_rec.lab.training import Row
-from trinity_rec.session.allocator import with_jemalloc
+from trinity_rec.session.allocator import give_back, with_jemalloc
 
 
 @dataclass(frozen=True)
@@ -124,6 +124,7 @@ def _run(job: Job) -> None:
         done = step
 
     write_rows(job.work(report), job.path)
+    give_back()  # in pieces of every size, of which the next runs would find few to be of theirs: gigabytes in an hour
 
 
 def show(
