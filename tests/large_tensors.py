@@ -1,6 +1,7 @@
 """What a process does with the memory of large tensors; a process of a grid imports this."""
 
 import resource
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -27,6 +28,14 @@ def mebibytes_before_and_after_giving_back() -> tuple[float, float]:
         do()
         held.append(psutil.Process().memory_info().rss / (1 << 20))
     return held[0], held[1]
+
+
+def held_as_it_begins(report: Callable[[int], None]) -> list[dict[str, float]]:
+    """A run of one step that takes 400 MiB and frees it."""
+    held = psutil.Process().memory_info().rss / (1 << 20)
+    torch.ones(100 << 20)
+    report(1)
+    return [{"mebibytes": held}]
 
 
 def libraries() -> str:

@@ -4,9 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from tests import large_tensors
-from trinity_rec.lab.grid import Processes
+from trinity_rec.lab.grid import Job, Processes, read_rows, run_grid
 from trinity_rec.session.allocator import jemalloc, with_jemalloc
 
 
@@ -49,3 +50,13 @@ def test_a_process_of_a_grid_takes_again_what_it_freed_until_it_gives_it_back(mo
     assert first > 30_000 and max(then) < 1_000
     assert before - after > 150
     assert "LD_PRELOAD" not in os.environ
+
+
+@pytest.mark.slow
+def test_a_run_of_a_grid_leaves_nothing_kept_to_the_next(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])
+    jobs = [Job(large_tensors.held_as_it_begins, tmp_path / f"{number}.csv", 1) for number in range(3)]
+    with Processes(1) as processes:
+        run_grid(jobs, processes, Console(quiet=True), "memory")
+    first, *then = [read_rows(job.path)["mebibytes"][0] for job in jobs]
+    assert max(then) < first + 100
