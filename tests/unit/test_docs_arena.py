@@ -39,7 +39,7 @@ def test_what_is_published_follows_from_them(runs):
     for name in ("arena.csv", "questions.json"):
         assert (runs / name).read_text(encoding="utf-8") == (ARENA / name).read_text(encoding="utf-8"), name
     assert (runs / "costs.md").read_text(encoding="utf-8") in (DOCS / "choose.md").read_text(encoding="utf-8")
-    pictures = {path.name for path in (runs / "heat_map.png", runs / "robustness.png", *runs.glob("question_*.png"))}
+    pictures = {path.name for path in (runs / "heat_map.png", *runs.glob("question_*.png"))}
     assert pictures == {path.name for path in ARENA.glob("*.png")}
 
 
