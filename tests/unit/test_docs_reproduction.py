@@ -1,4 +1,4 @@
-"""docs/reproduction.md says what was measured: their tables are those of the results beside them."""
+"""docs/reproduction.md says what was measured: its tables are those of the results beside them."""
 
 import csv
 import json

@@ -124,7 +124,7 @@ def _run(job: Job) -> None:
         done = step
 
     write_rows(job.work(report), job.path)
-    give_back()  # in pieces of every size, of which the next runs would find few to be of theirs: gigabytes in an hour
+    give_back()  # kept pieces that no later tensor fits into would add up to gigabytes in an hour
 
 
 def show(

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from trinity_rec.lab.policy import Policy, Responses, Scores, entropies
+from trinity_rec.lab.policy import Policy, Responses, Scores
 from trinity_rec.lab.tasks.problems import Vocabulary
 
 Past = list[tuple[Tensor, Tensor]]
@@ -476,8 +476,9 @@ class TinyPolicy(Policy):
         different, which = told_apart(said, len(asked))
         logprobs = self.model.response_logits(asked, different).log_softmax(-1)
         logprob = logprobs.gather(-1, different[..., None])[..., 0].index_select(0, which)
-        spread = entropies(logprobs.detach())[which][responses.mask.to(self.device)]
-        return Scores(logprob.cpu(), spread.mean().item())
+        everywhere = logprobs.detach()
+        entropies = -(everywhere.exp() * everywhere).sum(-1)[which]
+        return Scores(logprob.cpu(), entropies[responses.mask.to(self.device)].mean().item())
 
     @torch.inference_mode()
     def scorer(self, prompts: Sequence[Tensor]) -> Callable[[Responses], Tensor]:
@@ -504,13 +505,11 @@ def told_apart(responses: Tensor, prompts: int) -> tuple[Tensor, Tensor]:
         which of these each of `responses` is, int64 [prompts * samples].
     """
     said, samples = [tuple(row) for row in responses.tolist()], len(responses) // prompts
-    groups = [range(first, first + samples) for first in range(0, len(said), samples)]
-    firsts = [{said[row]: row for row in reversed(group)} for group in groups]
-    most = max(map(len, firsts))
-    rows, which = [], [0] * len(said)
-    for group, first in zip(groups, firsts, strict=True):
-        place = {response: len(rows) + number for number, response in enumerate(first)}
-        for row in group:
-            which[row] = place[said[row]]
-        rows += [*first.values(), *[group[0]] * (most - len(first))]
+    groups = [said[first : first + samples] for first in range(0, len(said), samples)]
+    most = max(len(set(group)) for group in groups)
+    rows, which = [], []
+    for prompt, group in enumerate(groups):
+        own = list(dict.fromkeys(reversed(group)))  # another order would round sums otherwise than docs/arena's runs
+        which += [len(rows) + own.index(response) for response in group]
+        rows += [samples * prompt + group.index(response) for response in own + group[:1] * (most - len(own))]
     return responses[rows], torch.tensor(which, device=responses.device)

@@ -89,11 +89,5 @@ class Policy(ABC):
         """Score responses to the prompts, where the mask is; elsewhere `logprob` means nothing."""
 
     def scorer(self, prompts: Sequence[Tensor]) -> Callable[[Responses], Tensor]:
-        """The logprobs of `score`, not differentiable, as a function of the responses; for many calls while the weights
-        stay."""
+        """The logprobs of `score`, without a gradient, as a function of the responses; good while the weights stay."""
         return lambda responses: self.score(prompts, responses).logprob.detach()
-
-
-def entropies(logprobs: Tensor) -> Tensor:
-    """Of the policy, in nats; `logprobs` is [..., vocabulary]."""
-    return -(logprobs.exp() * logprobs).sum(-1)
