@@ -120,6 +120,12 @@ def test_a_cell_says_what_its_curves_say():
     assert cell["robustness"] == 0.5 and cell["gains"] == pytest.approx({"0.0001": 0.1, "0.001": 0.5})
 
 
+def test_the_front_is_who_no_other_beats_in_both():
+    points = {"high": (0.2, 0.9), "robust": (0.6, 0.7), "as robust": (0.6, 0.5), "beaten": (0.2, 0.7)}
+    assert scores.front(points) == {"high", "robust"}
+    assert scores.front({"a": (0.2, 0.9), "b": (0.2, 0.9)}) == {"a", "b"}  # equals beat nobody
+
+
 @pytest.mark.parametrize(
     "lead, verdict",
     [([0.1, 0.12, 0.09], "better"), ([-0.1, -0.02, -0.2], "worse"), ([0.1, -0.1, 0.0], "undecided"),

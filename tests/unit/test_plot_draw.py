@@ -118,6 +118,18 @@ def test_a_grid_has_one_legend_and_is_drawn(tmp_path):
     assert image[..., :3].std() > 0.02  # not blank
 
 
+def test_a_long_legend_leaves_the_panel_its_height(tmp_path):
+    heights = []
+    for number in (1, 20):
+        figure, grid = figure_grid(1, 1)
+        curves = [Curve(f"an algorithm, {each}", np.arange(3), np.ones((3, 3))) for each in range(number)]
+        draw_curves(grid[0, 0], curves)
+        shared_legend(figure)
+        save(figure, tmp_path / "long.png")
+        heights.append(grid[0, 0].get_window_extent().height)
+    assert heights[1] > 0.9 * heights[0]
+
+
 def test_a_headline_fits_a_narrow_figure_and_leaves_the_panels_alone(tmp_path):
     figure, grid = figure_grid(rows=1, columns=1)
     headline(figure, "Claim C3: without clipping, REINFORCE collapses off-policy (inconclusive)")

@@ -24,6 +24,7 @@ from matplotlib.ticker import MaxNLocator
 INK, GRID, FAINT = "#222222", "#e6e6e6", "#767676"  # text, lines of the grid, what may recede
 LINE, BEFORE, AFTER = "#2a6fbb", "#b0b0b0", "#d1495b"  # where no algorithm is compared: a curve, two of its points
 DPI = 160
+LEGEND_ROW = 0.19  # inches
 # Student's t, two-sided 95 %, for 3 to 12 seeds; for more the last one, which is a little wider than need be.
 T_95 = np.array([4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201])
 
@@ -231,7 +232,10 @@ def running_mean(values: np.ndarray, width: int = 5) -> np.ndarray:
 
 
 def shared_legend(figure: Figure) -> None:
-    """One legend below the panels, every label once, in the order of drawing, in as many columns as fit."""
+    """One legend below the panels, every label once, in the order of drawing, in as many columns as fit.
+
+    The figure grows by what it takes beyond one row: the panels keep their size.
+    """
     handles: dict[str, Artist] = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
@@ -241,6 +245,7 @@ def shared_legend(figure: Figure) -> None:
     widest = max(len(label) for label in handles) * 0.075 + 0.6  # inches, at this size of type
     fitting = max(1, min(len(handles), int(figure.get_figwidth() / widest)))
     rows = -(-len(handles) // fitting)
+    figure.set_figheight(figure.get_figheight() + LEGEND_ROW * (rows - 1))
     figure.legend(
         list(handles.values()),
         list(handles),

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from trinity_rec.lab.arena.plan import COLLAPSE, KEPT, LEAST_SAMPLE_SIZE, Cell
 from trinity_rec.lab.arena.questions import MARGIN, NOT_MEASURED
-from trinity_rec.lab.arena.score import Curve, costs, said_of_success, success
+from trinity_rec.lab.arena.score import Curve, costs, front, said_of_success, success
 from trinity_rec.lab.real_tasks import task_named
 from trinity_rec.plot import draw
 from trinity_rec.plot.draw import COLOURS, GRID, INK, dress, figure_grid, headline, new_figure, save, shared_legend
@@ -138,28 +138,46 @@ def panel_a_lag(there: Collection[str], panel: tuple[float, float]) -> tuple[Fig
 
 
 def draw_robustness(cells: Sequence[Mapping[str, Any]], variants: Mapping[str, Variant], path: Path) -> Path:
-    """Each algorithm's tuned final reward against its robustness, means over tasks, a panel a lag."""
+    """Each algorithm's tuned final reward against its robustness, means over tasks; a panel a lag, a colour a family.
+
+    Named are those that no other beats in both; one's own is a star.
+    """
     picture, panels = panel_a_lag({cell["lag"] for cell in cells}, (4.0, 3.0))
-    styles = draw.styles_for(variants)
+    groups = families(variants)
+    colours = dict(zip(FAMILIES, COLOURS, strict=False))
     for number, (lag, axes) in enumerate(panels.items()):
         points = {}
-        for name in variants:
+        for name in (name for names in groups.values() for name in names):
             here = [cell for cell in cells if cell["lag"] == lag and cell["algorithm"] == name]
             if here:
                 points[name] = tuple(float(np.mean([cell[key] for cell in here])) for key in ("robustness", "final"))
+        unbeaten = front(points)
         for place, (name, (x, y)) in enumerate(points.items()):
             x += 0.05 * (place / len(points) - 0.5)  # robustness takes few values: equals lie beside each other
-            hollow = bool(styles[name].dashes)
-            colour = styles[name].colour
+            family, own = PRESETS[variants[name].preset].family, name not in PRESETS
             axes.scatter(
                 [x],
                 [y],
-                s=34,
-                color="none" if hollow else colour,
-                edgecolors=colour,
-                zorder=3,
-                label=variants[name].title,
+                s=90 if own else 34,
+                marker="*" if own else "o",
+                color=INK if own else colours[family],
+                alpha=0.8,
+                linewidths=0,
+                zorder=4 if own else 3,
+                label=variants[name].title if own else f"{family}: {FAMILIES[family]}",
             )
+            if name in unbeaten and not own:  # the legend has one's own
+                axes.annotate(
+                    variants[name].title,
+                    (x, y),
+                    xytext=(3, 5),
+                    textcoords="offset points",
+                    rotation=20,  # so that neighbours' names pass each other
+                    rotation_mode="anchor",
+                    fontsize=8,
+                    color=INK,
+                    zorder=5,
+                )
         axes.set_xlim(-0.05, 1.05)
         axes.set_title(LAGS[lag].title, loc="left", color=INK, fontsize=10, weight="bold")
         axes.set_xlabel("robustness", color=INK, fontsize=9.5)
@@ -303,7 +321,7 @@ def section(answered: Mapping[str, Any], out: Path) -> str:
 
 def plain_table(rows: Sequence[Sequence[str]]) -> str:
     """The first row are the heads."""
-    lines = []
+    lines: list[str] = []
     for row in rows:
         tag = "td" if lines else "th"
         lines.append(f"<tr>{''.join(f'<{tag}>{escape(each)}</{tag}>' for each in row)}</tr>")
@@ -385,7 +403,10 @@ SHARES = {
     "lead": "lead in steps",
 }
 _HEAT_MAP = "Final reward at each algorithm's own rate, mean over fresh seeds; the best mean rank is on top."
-_ROBUSTNESS = f"Robustness: the share of the rates at which {KEPT:.0%} of the best gain is kept."
+_ROBUSTNESS = (
+    f"Robustness: the share of the rates at which {KEPT:.0%} of the best gain is kept. Means over tasks; named are the "
+    "algorithms that no other beats in both."
+)
 _BODY = (
     """<p class="note">Each algorithm trains at a learning rate of its own, chosen per task and lag on seeds that
 count for nothing else. Intervals are bootstrap 95 % over fresh seeds. Collapse: the reward ends """

@@ -124,6 +124,18 @@ def costs(cells: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     return dict(sorted(means.items(), key=lambda item: float(np.mean(list(item[1].values())))))
 
 
+def front(points: Mapping[str, Sequence[float]]) -> set[str]:
+    """The names that no other beats: none is as high in every coordinate and higher in one."""
+    return {
+        name
+        for name, here in points.items()
+        if not any(
+            all(x >= y for x, y in zip(there, here, strict=True)) and tuple(there) != tuple(here)
+            for there in points.values()
+        )
+    }
+
+
 def compared(own: Sequence[Curve], other: Sequence[Curve]) -> dict[str, Any]:
     """The difference in final reward, own less other, paired by seed, and what may be said of it."""
     difference = estimate([final(a) - final(b) for a, b in zip(own, other, strict=True)])
