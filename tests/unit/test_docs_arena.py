@@ -39,7 +39,7 @@ def test_what_is_published_follows_from_them(runs):
     assert (runs / "arena.csv").read_text(encoding="utf-8") == (ARENA / "arena.csv").read_text(encoding="utf-8")
     assert said_in(runs / "questions.json") == said_in(ARENA / "questions.json")
     assert (runs / "costs.md").read_text(encoding="utf-8") in (DOCS / "choose.md").read_text(encoding="utf-8")
-    pictures = {path.name for path in (runs / "heat_map.png", *runs.glob("question_*.png"))}
+    pictures = {path.name for path in (runs / "heat_map.png", runs / "robustness.png", *runs.glob("question_*.png"))}
     assert pictures == {path.name for path in ARENA.glob("*.png")}
 
 
