@@ -143,18 +143,18 @@ def draw_robustness(cells: Sequence[Mapping[str, Any]], variants: Mapping[str, V
     Named are those that no other beats in both; one's own is a star.
     """
     picture, panels = panel_a_lag({cell["lag"] for cell in cells}, (4.0, 3.0))
-    groups = families(variants)
+    family_of = {name: family for family, names in families(variants).items() for name in names}
     colours = dict(zip(FAMILIES, COLOURS, strict=False))
     for number, (lag, axes) in enumerate(panels.items()):
         points = {}
-        for name in (name for names in groups.values() for name in names):
+        for name in family_of:
             here = [cell for cell in cells if cell["lag"] == lag and cell["algorithm"] == name]
             if here:
                 points[name] = tuple(float(np.mean([cell[key] for cell in here])) for key in ("robustness", "final"))
         unbeaten = front(points)
         for place, (name, (x, y)) in enumerate(points.items()):
             x += 0.05 * (place / len(points) - 0.5)  # robustness takes few values: equals lie beside each other
-            family, own = PRESETS[variants[name].preset].family, name not in PRESETS
+            family, own = family_of[name], name not in PRESETS
             axes.scatter(
                 [x],
                 [y],
