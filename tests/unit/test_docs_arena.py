@@ -1,11 +1,10 @@
 """docs/arena.md and docs/choose.md say what was measured: it follows from the runs that are kept beside them."""
 
-import json
-import tarfile
 from pathlib import Path
 
 import pytest
 
+from tests.archived import columns_of, said_in, unpack
 from trinity_rec.lab.arena.own import variant_of
 from trinity_rec.lab.arena.plan import FULL
 from trinity_rec.lab.arena.run import Results, plan_of
@@ -18,18 +17,15 @@ ARCHIVES = sorted((ARENA / "curves").glob("*.tar.xz"))
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Unpacked as the page says to, so that `trinity-rec arena` goes on from them."""
     out = tmp_path_factory.mktemp("arena")
-    for archive in ARCHIVES:
-        with tarfile.open(archive) as packed:
-            packed.extractall(out, filter="data")
+    unpack(ARCHIVES, out)
     return out
 
 
 def test_they_are_of_todays_scale_and_rules_and_whole(runs):
     plan = plan_of(FULL, runs)
     claim_directory(runs, plan.scale.marker)  # which refuses others
-    columns = {archive.name.removesuffix(".tar.xz") for archive in ARCHIVES}
+    columns = columns_of(ARCHIVES)
     assert {f"{task}-{lag}" for task, lag, _ in plan.whole()} == columns
     assert len(plan.whole()) == len(columns) * len(FULL.algorithms) > 0
 
@@ -48,8 +44,3 @@ def test_the_idea_is_judged_by_the_same_runs(runs, monkeypatch):
     own = variant_of(ARENA / "ideas" / "relative_topr.yaml")
     Results(plan_of(FULL, runs, own)).write(own.name)
     assert said_in(runs / "own.json") == said_in(ARENA / "relative_topr.json")
-
-
-def said_in(path):
-    """But for the last bits of a mean."""
-    return json.loads(path.read_text(encoding="utf-8"), parse_float=lambda number: round(float(number), 9))

@@ -9,14 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.archived import columns_of, said_in, unpack
 from trinity_rec.lab import contrast, rates
 from trinity_rec.lab.claims import CLAIMS
 from trinity_rec.lab.on_model import cells_of
+from trinity_rec.lab.regimes import report as regimes_report
 from trinity_rec.lab.regimes.report import summary_table as regimes_table
 from trinity_rec.lab.regimes.rules import LAGS_OF, MAPPED
 from trinity_rec.lab.regimes.rules import SEEDS as REGIME_SEEDS
+from trinity_rec.lab.regimes.run import Map
 from trinity_rec.lab.report import mass_table, parts_table, rewards_table, summary_table, trinity_table
-from trinity_rec.lab.reproduce import ALL_CLAIMS, BANDIT, BANDIT_RULE, FULL, cells
+from trinity_rec.lab.reproduce import ALL_CLAIMS, BANDIT, BANDIT_RULE, FULL, cells, claim_directory
 from trinity_rec.lab.tasks import TASKS
 from trinity_rec.lab.training import Experiment
 from trinity_rec.lab.warm_up import ASSETS
@@ -24,6 +27,7 @@ from trinity_rec.variants import SETTINGS, VARIANTS
 
 DOCS = Path(__file__).parents[2] / "docs"
 RESULTS = DOCS / "reproduction"
+REGIMES = RESULTS / "regimes"
 PAGE = (DOCS / "reproduction.md").read_text(encoding="utf-8")
 JUDGED = json.loads((RESULTS / "claims.json").read_text(encoding="utf-8"))
 REWARDS = list(csv.DictReader((RESULTS / "rewards.csv").open(encoding="utf-8")))
@@ -45,7 +49,7 @@ def test_the_summary_is_that_of_the_results_with_the_real_model_s_beside_it():
 
 
 def test_the_map_is_that_of_its_results():
-    rows = json.loads((RESULTS / "regimes" / "regimes.json").read_text(encoding="utf-8"))
+    rows = json.loads((REGIMES / "regimes.json").read_text(encoding="utf-8"))
     assert regimes_table(rows) in PAGE and "(reproduction/regimes/map.png)" in PAGE
     columns = [(task, lag) for task, lags in LAGS_OF.items() for lag in lags]
     whole = {(row["task"], row["lag"]) for row in rows}
@@ -54,7 +58,19 @@ def test_the_map_is_that_of_its_results():
     section = PAGE.partition("## Where each claim holds")[2].partition("\n## ")[0]
     assert all(f"- **{name}** holds" in section for name in MAPPED)
     for name in ("map", *MAPPED):
-        assert (RESULTS / "regimes" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert (REGIMES / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_map_follows_from_the_runs_that_are_kept_beside_it(tmp_path):
+    archives = sorted((REGIMES / "curves").glob("*.tar.xz"))
+    unpack(archives, tmp_path)
+    here = Map(tmp_path, tuple(LAGS_OF))
+    claim_directory(tmp_path, here.marker)  # which refuses runs by other rules
+    rows = here.judged()
+    assert {f"{row['task']}-{row['lag']}" for row in rows} == columns_of(archives)
+    regimes_report.write(tmp_path, rows)
+    assert said_in(tmp_path / "regimes.json") == said_in(REGIMES / "regimes.json")
+    assert (tmp_path / "regimes.csv").read_bytes() == (REGIMES / "regimes.csv").read_bytes()
 
 
 def in_a_cell(claim):
