@@ -14,7 +14,6 @@ from trinity_rec.lab import contrast, rates
 from trinity_rec.lab.claims import CLAIMS
 from trinity_rec.lab.on_model import cells_of
 from trinity_rec.lab.regimes import report as regimes_report
-from trinity_rec.lab.regimes.report import summary_table as regimes_table
 from trinity_rec.lab.regimes.rules import LAGS_OF, MAPPED
 from trinity_rec.lab.regimes.rules import SEEDS as REGIME_SEEDS
 from trinity_rec.lab.regimes.run import Map
@@ -50,7 +49,7 @@ def test_the_summary_is_that_of_the_results_with_the_real_model_s_beside_it():
 
 def test_the_map_is_that_of_its_results():
     rows = json.loads((REGIMES / "regimes.json").read_text(encoding="utf-8"))
-    assert regimes_table(rows) in PAGE and "(reproduction/regimes/map.png)" in PAGE
+    assert regimes_report.summary_table(rows) in PAGE and "(reproduction/regimes/map.png)" in PAGE
     columns = [(task, lag) for task, lags in LAGS_OF.items() for lag in lags]
     whole = {(row["task"], row["lag"]) for row in rows}
     assert whole <= set(columns) and f"{len(whole)} of the {len(columns)} columns" in PAGE
