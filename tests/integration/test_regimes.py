@@ -67,6 +67,20 @@ def test_a_map_that_was_interrupted_goes_on_to_the_bit_and_refuses_other_rules(h
     assert (here.out / "regimes.json").read_bytes() == kept
 
 
+def test_columns_that_are_there_are_drawn_once_and_one_that_had_runs_to_make_at_its_end(here, monkeypatch):
+    monkeypatch.setitem(run.LAGS_OF, "addition", ("sync_interval_4", "sync_interval_20", "offline"))
+    written = []
+    monkeypatch.setattr(run.report, "write", lambda out, rows: written.append({row["lag"] for row in rows}))
+    regimes(here, 1, CONSOLE)
+    assert [len(lags) for lags in written] == [1, 2, 3]
+    here.jobs(("addition", "sync_interval_20"))[0].path.unlink()
+    written.clear()
+    rows = regimes(here, 1, CONSOLE)
+    assert [len(lags) for lags in written] == [3, 3], "after the second column and at the end"
+    written.clear()
+    assert regimes(here, 1, CONSOLE) == rows and [len(lags) for lags in written] == [3]
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

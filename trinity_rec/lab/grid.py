@@ -83,10 +83,13 @@ class Processes:
 
 def run_grid(
     jobs: Sequence[Job], processes: Processes, console: Console, what: str, each: Callable[[], None] = lambda: None
-) -> None:
+) -> bool:
     """Run the jobs whose file is not there, in order; shows the time left.
 
     `each` is called whenever another file is there.
+
+    Returns:
+        Whether there were any.
     """
     missing = [job for job in jobs if not job.path.exists()]
     if done := len(jobs) - len(missing):
@@ -96,6 +99,7 @@ def run_grid(
         runs = [processes.submit(_run, job) for job in missing]
         total = sum(job.steps for job in missing)
         show(runs, lambda: processes.steps_done - before, total, console, what, each)
+    return bool(missing)
 
 
 def _begin(steps: Any, threads: int) -> None:

@@ -39,7 +39,7 @@ def plan_of(scale: Scale, out: Path, own: Variant | None = None) -> Plan:
 def arena(
     plan: Plan, workers: int, console: Console, own: str | None = None
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Run what of the plan is not there; the results are written anew after each column.
+    """Run what of the plan is not there; the results are written anew after each column that had runs to make.
 
     Args:
         own: the name of the user's algorithm among the plan's.
@@ -60,10 +60,11 @@ def arena(
         for number, (task, lag) in enumerate(plan.columns, 1):
             where = f"{task}, {lag} ({number} of {len(plan.columns)})"
             here = plan.cells((task, lag))
-            run_grid(plan.tuning(here), processes, console, f"{where}, rates")
+            tuned = run_grid(plan.tuning(here), processes, console, f"{where}, rates")
             rates = {cell: chosen_rate(tuned_curves(plan, cell)) for cell in here}
-            run_grid(plan.judging(rates), processes, console, f"{where}, seeds")
-            results.write(own)
+            judged = run_grid(plan.judging(rates), processes, console, f"{where}, seeds")
+            if tuned or judged or number == len(plan.columns):  # what is there already is drawn once
+                results.write(own)
             time_left.say(plan.runs_to_come())
     asked = {cell for column in plan.columns for cell in plan.cells(column)}
     return [cell for cell in results.cells if cell_of(cell) in asked], results.beside

@@ -1,4 +1,4 @@
-"""Run what the map needs, column by column (a task and a lag), and write it anew after each.
+"""Run what the map needs, column by column (a task and a lag), and write it anew after each that had runs to make.
 
 OUT/scale.json                                                 by which rules; a call with others is refused
 OUT/curves/<task>/<lag>/<variant>/<rate>/seed_<n>.csv          every run
@@ -159,7 +159,7 @@ class Map:
 
 
 def regimes(here: Map, workers: int, console: Console) -> list[dict[str, Any]]:
-    """Run what of the map is not there; the results are written anew after each column.
+    """Run what of the map is not there; the results are written anew after each column that had runs to make.
 
     Returns:
         The objects of `regimes.json`, of earlier calls too.
@@ -173,8 +173,9 @@ def regimes(here: Map, workers: int, console: Console) -> list[dict[str, Any]]:
         time_left = TimeLeft(here.runs_to_come(), here.steps, here.evaluate_every, workers, processes, console, "map")
         for number, column in enumerate(here.columns, 1):
             what = f"{', '.join(column)} ({number} of {len(here.columns)})"
-            run_grid(here.jobs(column), processes, console, what)
-            rows = here.judged()
-            report.write(here.out, rows)
+            ran = run_grid(here.jobs(column), processes, console, what)
+            if ran or number == len(here.columns):  # to draw takes 15 seconds: what is there already is drawn once
+                rows = here.judged()
+                report.write(here.out, rows)
             time_left.say(here.runs_to_come())
     return rows
