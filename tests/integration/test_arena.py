@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from tests.in_process import InProcess
 from trinity_rec.cli import app
 from trinity_rec.lab import grid
-from trinity_rec.lab.arena import plan
+from trinity_rec.lab.arena import plan, report
 from trinity_rec.lab.arena.run import arena, plan_of
 
 TINY = replace(
@@ -158,6 +158,15 @@ def test_a_killed_arena_goes_on_and_ends_the_same(done, tmp_path, monkeypatch):
         assert {**cell, "mean_rank": 0} == {**before[cell["algorithm"]], "mean_rank": 0}
     assert len(cells) == 2
     assert InProcess.started == 1  # a process, which takes seconds to start, serves the whole call
+
+
+def test_columns_that_are_there_are_drawn_once(done, tmp_path, monkeypatch):
+    out, _ = done
+    shutil.copytree(out, tmp_path / "out")
+    written = []
+    monkeypatch.setattr(report, "write", lambda out, cells, *_: written.append(len(cells)))
+    arena(plan_of(TINY, tmp_path / "out"), 1, Console(quiet=True))
+    assert written == [len(TINY.lags) * len(TINY.algorithms)]
 
 
 def test_calls_for_parts_add_up(done, tmp_path):

@@ -1,4 +1,4 @@
-"""Run the arena, column by column, and write what is there after each, from whichever call.
+"""Run the arena, column by column; after each that had runs to make write what is there, from whichever call.
 
 OUT/scale.json                                                   by which rules; a call with others is refused
 OUT/curves/<task>/<lag>/<algorithm>/<rate>/seed_<n>.csv          every run
